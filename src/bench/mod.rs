@@ -1,0 +1,1 @@
+//! Cost measurements: what training and scoring cost, TALLRec against CoLLM.

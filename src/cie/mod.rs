@@ -1,0 +1,1 @@
+//! The mapping from collaborative vectors to token embeddings (CIE).

@@ -1,0 +1,12 @@
+//! `collm-engine bench`.
+
+use std::process::ExitCode;
+
+/// Arguments of `collm-engine bench`.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// Runs the subcommand.
+pub fn run(_args: Args) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("not built yet")
+}

@@ -1,0 +1,12 @@
+//! `collm-engine demo`.
+
+use std::process::ExitCode;
+
+/// Arguments of `collm-engine demo`.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// Runs the subcommand.
+pub fn run(_args: Args) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("not built yet")
+}

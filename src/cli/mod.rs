@@ -1,0 +1,72 @@
+//! The command line: one file a subcommand, no logic. Owns argument parsing and the exit code
+//! (0 success, 1 failure, 2 usage, 130 interrupted); everything else is a call into the library.
+
+pub mod bench;
+pub mod convert;
+pub mod demo;
+pub mod eval;
+pub mod prepare;
+pub mod score;
+pub mod train;
+pub mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "collm-engine", version, about, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Worker threads (default: all cores).
+    #[arg(long, global = true, env = "COLLM_THREADS", value_name = "N")]
+    threads: Option<usize>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The whole job on real data in one command: prepare, MF, stage 1, stage 2, evaluation, one table.
+    Demo(demo::Args),
+    /// Turn raw interactions into train/valid/test Parquet splits.
+    Prepare(prepare::Args),
+    /// Turn a GGUF file into a Hugging Face model directory.
+    Convert(convert::Args),
+    /// Check a model's logits, loss and gradients against a golden file.
+    Verify(verify::Args),
+    /// Train the collaborative model, stage 1 (LoRA) and stage 2 (CIE).
+    Train(train::Args),
+    /// Metrics of a trained run, or of a file of scores, on all, warm and cold test rows.
+    Eval(eval::Args),
+    /// Score user–item rows or a candidates file with a trained run.
+    Score(score::Args),
+    /// Measure what training and scoring cost.
+    Bench(bench::Args),
+}
+
+/// Runs the command line and returns the process's exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let run = || -> anyhow::Result<ExitCode> {
+        if let Some(n) = cli.threads {
+            rayon::ThreadPoolBuilder::new().num_threads(n).build_global()?;
+        }
+        match cli.command {
+            Command::Demo(a) => demo::run(a),
+            Command::Prepare(a) => prepare::run(a),
+            Command::Convert(a) => convert::run(a),
+            Command::Verify(a) => verify::run(a),
+            Command::Train(a) => train::run(a),
+            Command::Eval(a) => eval::run(a),
+            Command::Score(a) => score::run(a),
+            Command::Bench(a) => bench::run(a),
+        }
+    };
+    match run() {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! `collm-engine prepare`.
+
+use std::process::ExitCode;
+
+/// Arguments of `collm-engine prepare`.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// Runs the subcommand.
+pub fn run(_args: Args) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("not built yet")
+}

@@ -1,0 +1,12 @@
+//! `collm-engine train`.
+
+use std::process::ExitCode;
+
+/// Arguments of `collm-engine train`.
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// Runs the subcommand.
+pub fn run(_args: Args) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("not built yet")
+}

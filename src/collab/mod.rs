@@ -1,0 +1,1 @@
+//! The collaborative models, one file each.

@@ -1,0 +1,1 @@
+//! Progress on a terminal as bars with ETA, otherwise as plain lines.
