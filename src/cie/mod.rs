@@ -1,1 +1,5 @@
-//! The mapping from collaborative vectors to token embeddings (CIE).
+//! Collaborative information encoding: from collaborative vectors to token embeddings. Knows nothing of attention.
+
+mod mapping;
+
+pub use mapping::{Mapping, MappingPass};

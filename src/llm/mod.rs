@@ -1,1 +1,14 @@
-//! The LLaMA-family model.
+//! The LLaMA-family model: architecture and weights in, the block's explicit forward and backward, LoRA, adapters out.
+//! Knows nothing of datasets.
+
+pub mod batch;
+mod block;
+mod config;
+mod error;
+pub mod model;
+pub mod peft;
+pub mod verify;
+pub mod weights;
+
+pub use config::{Architecture, ModelConfig, RopeScaling};
+pub use error::Error;

@@ -1,0 +1,163 @@
+//! A packed batch: prompts laid end to end, without padding, and split where gradients begin.
+
+use std::ops::Range;
+
+use crate::device::cpu::splice::Source;
+use crate::device::ops::Segment;
+use crate::prompt::{PromptRef, SlotKind};
+
+/// Where the gradient starts in each prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GradientFrom {
+    /// At the first token: something trained acts on all of them (LoRA).
+    Start,
+    /// At the first slot: the text before it depends on nothing that is trained. It becomes a prefix segment of its own,
+    /// computed forward only.
+    FirstSlot,
+}
+
+/// Rows of one or more prompts, frozen rows first.
+#[derive(Clone, Debug, Default)]
+pub struct PackedBatch {
+    /// What each input row is made from.
+    pub sources: Vec<Source>,
+    /// Position of each row in its prompt (for RoPE).
+    pub positions: Vec<u32>,
+    /// Number of each row's token within the optimizer step (for dropout): the same however a step is cut.
+    pub step_tokens: Vec<u32>,
+    /// Who attends to whom when every row is a query.
+    pub segments: Vec<Segment>,
+    /// The row of each prompt's last token, in prompt order.
+    pub last_rows: Vec<usize>,
+    /// Rows before this one need no gradient.
+    pub first_gradient: usize,
+}
+
+/// Longest prompt that dropout's token numbers allow.
+pub const MAX_PROMPT_TOKENS: usize = 1 << 14;
+
+impl PackedBatch {
+    /// Packs `prompts`, which are numbers `first_prompt..` of their optimizer step.
+    ///
+    /// A slot takes row `(i · 2 + kind) · tokens_per_vector + part` of the vectors, i the prompt's place in this batch.
+    pub fn new(prompts: &[PromptRef], tokens_per_vector: usize, from: GradientFrom, first_prompt: usize) -> Self {
+        let mut batch = PackedBatch::default();
+        let frozen = |p: &PromptRef| match from {
+            GradientFrom::Start => 0,
+            GradientFrom::FirstSlot => p.slots.first().map_or(0, |s| s.position as usize),
+        };
+        let mut prefixes = Vec::with_capacity(prompts.len());
+        for (i, prompt) in prompts.iter().enumerate() {
+            let rows = batch.push(prompt, 0..frozen(prompt), i, first_prompt, tokens_per_vector);
+            if !rows.is_empty() {
+                batch.segments.push(Segment { q: rows.clone(), kv: rows.clone(), prefix: 0..0 });
+            }
+            prefixes.push(rows);
+        }
+        batch.first_gradient = batch.sources.len();
+        for (i, (prompt, prefix)) in prompts.iter().zip(prefixes).enumerate() {
+            let rows = batch.push(prompt, frozen(prompt)..prompt.ids.len(), i, first_prompt, tokens_per_vector);
+            batch.last_rows.push(rows.end - 1);
+            batch.segments.push(Segment { q: rows.clone(), kv: rows, prefix });
+        }
+        batch
+    }
+
+    fn push(
+        &mut self,
+        prompt: &PromptRef,
+        tokens: Range<usize>,
+        i: usize,
+        first_prompt: usize,
+        tokens_per_vector: usize,
+    ) -> Range<usize> {
+        let start = self.sources.len();
+        self.sources.extend(prompt.ids[tokens.clone()].iter().map(|&id| Source::Token(id)));
+        for slot in prompt.slots.iter().filter(|s| tokens.contains(&(s.position as usize))) {
+            let vector = (2 * i + (slot.kind == SlotKind::Item) as usize) * tokens_per_vector + slot.part as usize;
+            self.sources[start + slot.position as usize - tokens.start] = Source::Vector(vector as u32);
+        }
+        self.positions.extend(tokens.clone().map(|t| t as u32));
+        self.step_tokens.extend(tokens.map(|t| ((first_prompt + i) * MAX_PROMPT_TOKENS + t) as u32));
+        start..self.sources.len()
+    }
+
+    /// Number of rows (tokens).
+    pub fn n_rows(&self) -> usize {
+        self.sources.len()
+    }
+
+    /// Number of prompts.
+    pub fn n_prompts(&self) -> usize {
+        self.last_rows.len()
+    }
+
+    /// Segments of the trimmed last layer: query i is prompt i's last token.
+    pub fn last_segments(&self) -> Vec<Segment> {
+        let n_prefixes = self.segments.len() - self.last_rows.len();
+        let own = &self.segments[n_prefixes..];
+        own.iter()
+            .enumerate()
+            .map(|(i, s)| Segment { q: i..i + 1, kv: s.kv.clone(), prefix: s.prefix.clone() })
+            .collect()
+    }
+
+    /// Segments that carry gradients, with query rows counted from `first_gradient`.
+    pub fn gradient_segments(&self) -> Vec<Segment> {
+        let first = self.first_gradient;
+        let with_gradient = self.segments.iter().filter(|s| s.q.start >= first);
+        with_gradient.map(|s| Segment { q: s.q.start - first..s.q.end - first, ..s.clone() }).collect()
+    }
+}
+
+/// Cuts prompts of the given lengths into consecutive runs of at most `max_tokens` tokens (at least one prompt a run).
+pub fn micro_batches(lengths: &[usize], max_tokens: usize) -> Vec<Range<usize>> {
+    let mut runs = Vec::new();
+    let (mut start, mut tokens) = (0, 0);
+    for (i, &len) in lengths.iter().enumerate() {
+        if i > start && tokens + len > max_tokens {
+            runs.push(start..i);
+            (start, tokens) = (i, 0);
+        }
+        tokens += len;
+    }
+    if start < lengths.len() {
+        runs.push(start..lengths.len());
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prompt::Slot;
+
+    #[test]
+    fn frozen_rows_come_first_and_slots_are_spliced() {
+        let slots = |at: [u32; 2]| {
+            [SlotKind::User, SlotKind::Item].map(|kind| Slot { position: at[kind as usize], kind, part: 0 })
+        };
+        let (a, b) = (slots([2, 4]), slots([0, 1]));
+        let prompts =
+            [PromptRef { ids: &[10, 11, 0, 12, 0, 13], slots: &a }, PromptRef { ids: &[0, 0, 14], slots: &b }];
+        let batch = PackedBatch::new(&prompts, 1, GradientFrom::FirstSlot, 3);
+        use Source::{Token as T, Vector as V};
+        assert_eq!(batch.sources, [T(10), T(11), V(0), T(12), V(1), T(13), V(2), V(3), T(14)]);
+        assert_eq!(batch.positions, [0, 1, 2, 3, 4, 5, 0, 1, 2]);
+        assert_eq!(batch.first_gradient, 2);
+        assert_eq!(batch.last_rows, [5, 8]);
+        assert_eq!(batch.segments[1], Segment { q: 2..6, kv: 2..6, prefix: 0..2 });
+        assert_eq!(batch.segments[2], Segment { q: 6..9, kv: 6..9, prefix: 0..0 });
+        assert_eq!(batch.last_segments()[1], Segment { q: 1..2, kv: 6..9, prefix: 0..0 });
+        assert_eq!(batch.gradient_segments()[0], Segment { q: 0..4, kv: 2..6, prefix: 0..2 });
+        assert_eq!(batch.step_tokens[2] as usize, 3 * MAX_PROMPT_TOKENS + 2);
+        let whole = PackedBatch::new(&prompts, 1, GradientFrom::Start, 3);
+        assert_eq!((whole.first_gradient, whole.segments.len()), (0, 2));
+    }
+
+    #[test]
+    fn micro_batches_cover_all_prompts_in_order() {
+        assert_eq!(micro_batches(&[3, 3, 3, 10, 1], 6), [0..2, 2..3, 3..4, 4..5]);
+        assert!(micro_batches(&[], 6).is_empty());
+    }
+}
