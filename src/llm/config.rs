@@ -44,6 +44,22 @@ pub enum RopeScaling {
     },
 }
 
+impl RopeScaling {
+    /// The stretched form of frequency `f`.
+    pub fn apply(&self, f: f64) -> f64 {
+        match *self {
+            RopeScaling::Default => f,
+            RopeScaling::Linear { factor } => f / factor,
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+                let turns = original_max_position_embeddings * f / std::f64::consts::TAU;
+                // 0 where the wavelength is long (divide), 1 where it is short (keep).
+                let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+                (1.0 - keep) * f / factor + keep * f
+            }
+        }
+    }
+}
+
 /// A checked model configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
@@ -199,17 +215,7 @@ impl ModelConfig {
     /// Rotary frequencies, `[head_dim / 2]`, after scaling.
     pub fn inv_freq(&self) -> Vec<f64> {
         let base = |i: usize| self.rope_theta.powf(-((2 * i) as f64) / self.head_dim as f64);
-        let scaled = |f: f64| match self.rope_scaling {
-            RopeScaling::Default => f,
-            RopeScaling::Linear { factor } => f / factor,
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
-                let turns = original_max_position_embeddings * f / std::f64::consts::TAU;
-                // 0 where the wavelength is long (divide), 1 where it is short (keep).
-                let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
-                (1.0 - keep) * f / factor + keep * f
-            }
-        };
-        (0..self.head_dim / 2).map(|i| scaled(base(i))).collect()
+        (0..self.head_dim / 2).map(|i| self.rope_scaling.apply(base(i))).collect()
     }
 
     /// Longest prompt the engine may run: what the positions and the attention window allow.

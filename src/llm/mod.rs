@@ -4,7 +4,11 @@
 pub mod batch;
 mod block;
 mod config;
+pub mod convert;
+pub mod dequant;
 mod error;
+pub mod gguf;
+mod gguf_tokenizer;
 pub mod model;
 pub mod peft;
 pub mod verify;
