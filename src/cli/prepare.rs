@@ -1,12 +1,214 @@
-//! `collm-engine prepare`.
+//! `collm-engine prepare`: raw interactions become train/valid/valid_small/test Parquet splits.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::Subcommand;
+
+use crate::data::{Layout, Manifest, SplitRule, prepare_collm, prepare_ml1m, prepare_table};
 
 /// Arguments of `collm-engine prepare`.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(subcommand)]
+    source: Source,
+}
+
+#[derive(Subcommand)]
+enum Source {
+    /// Raw MovieLens-1M (`ratings.dat`, `movies.dat`) by the official CoLLM rules.
+    #[command(name = "ml-1m")]
+    Ml1m {
+        /// Directory that holds the two files.
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// MovieLens-100K as RecBole ships it (`ml-100k.inter`, `ml-100k.item`), split by time 60/20/20.
+    #[command(name = "ml-100k")]
+    Ml100k {
+        /// Directory that holds the two files.
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// RecBole atomic files.
+    Recbole {
+        /// Interactions (`.inter`).
+        #[arg(long, value_name = "FILE")]
+        inter: PathBuf,
+        /// Items (`.item`).
+        #[arg(long, value_name = "FILE")]
+        item: PathBuf,
+        /// Column of the title.
+        #[arg(long, default_value = "movie_title", value_name = "NAME")]
+        title_column: String,
+        #[command(flatten)]
+        split: Splits,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// CSV files: interactions (user, item, rating, timestamp) and items (item, title).
+    Csv {
+        /// Interactions.
+        #[arg(long, value_name = "FILE")]
+        interactions: PathBuf,
+        /// Items.
+        #[arg(long, value_name = "FILE")]
+        items: PathBuf,
+        /// Field delimiter.
+        #[arg(long, default_value = ",", value_name = "CHAR")]
+        delimiter: String,
+        /// Column of the user.
+        #[arg(long, default_value = "user", value_name = "NAME")]
+        user_column: String,
+        /// Column of the item, in both files.
+        #[arg(long, default_value = "item", value_name = "NAME")]
+        item_column: String,
+        /// Column of the rating, or of a 0/1 label with --threshold 1.
+        #[arg(long, default_value = "rating", value_name = "NAME")]
+        rating_column: String,
+        /// Column of the time: Unix seconds or ISO dates.
+        #[arg(long, default_value = "timestamp", value_name = "NAME")]
+        time_column: String,
+        /// Column of the title.
+        #[arg(long, default_value = "title", value_name = "NAME")]
+        title_column: String,
+        #[command(flatten)]
+        split: Splits,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// The official CoLLM files: a zip or directory of `*_ood2.pkl`, or a directory of the same as Parquet.
+    Collm {
+        /// The zip or directory.
+        #[arg(long, value_name = "PATH")]
+        from: PathBuf,
+        /// Directory to write.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+}
+
+#[derive(clap::Args)]
+struct Output {
+    /// Directory to write.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Leave unusable rows out and list them in bad_rows.tsv, instead of refusing the input.
+    #[arg(long)]
+    skip_bad_rows: bool,
+}
+
+#[derive(clap::Args)]
+struct Splits {
+    /// A rating of at least this is a like.
+    #[arg(long, default_value_t = 4.0, value_name = "RATING")]
+    threshold: f64,
+    /// Train, valid and test, in percent of the rows in order of time.
+    #[arg(long, default_value = "60/20/20", value_name = "T/V/T", conflicts_with_all = ["valid_from", "test_from"])]
+    split: String,
+    /// First date of valid (instead of --split).
+    #[arg(long, value_name = "DATE", requires = "test_from")]
+    valid_from: Option<String>,
+    /// First date of test.
+    #[arg(long, value_name = "DATE", requires = "valid_from")]
+    test_from: Option<String>,
+}
+
+impl Splits {
+    fn rule(&self) -> Result<SplitRule> {
+        Ok(match (&self.valid_from, &self.test_from) {
+            (Some(valid), Some(test)) => SplitRule::parse_dates(valid, test)?,
+            _ => SplitRule::parse_fractions(&self.split)?,
+        })
+    }
+}
 
 /// Runs the subcommand.
-pub fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not built yet")
+pub fn run(args: Args) -> Result<ExitCode> {
+    let start = Instant::now();
+    let (manifest, out) = match args.source {
+        Source::Ml1m { from, output: o } => {
+            (prepare_ml1m(&from.join("ratings.dat"), &from.join("movies.dat"), &o.out, o.skip_bad_rows)?, o.out)
+        }
+        Source::Ml100k { from, output: o } => {
+            let (inter, item) = (from.join("ml-100k.inter"), from.join("ml-100k.item"));
+            let rule = SplitRule::Fractions(60.0, 20.0, 20.0);
+            (
+                prepare_table("MovieLens-100K", &inter, &item, &Layout::recbole(4.0), &rule, &o.out, o.skip_bad_rows)?,
+                o.out,
+            )
+        }
+        Source::Recbole { inter, item, title_column, split, output: o } => {
+            let layout = Layout { title: title_column, ..Layout::recbole(split.threshold) };
+            (
+                prepare_table("RecBole atomic files", &inter, &item, &layout, &split.rule()?, &o.out, o.skip_bad_rows)?,
+                o.out,
+            )
+        }
+        Source::Csv {
+            interactions,
+            items,
+            delimiter,
+            user_column,
+            item_column,
+            rating_column,
+            time_column,
+            title_column,
+            split,
+            output: o,
+        } => {
+            let delimiter = match delimiter.as_str() {
+                "\\t" | "tab" => b'\t',
+                d if d.len() == 1 => d.as_bytes()[0],
+                other => bail!("--delimiter {other:?}: expected one ASCII character, or tab"),
+            };
+            let layout = Layout {
+                delimiter,
+                quoting: true,
+                typed_header: false,
+                user: user_column,
+                item: item_column,
+                rating: rating_column,
+                timestamp: time_column,
+                title: title_column,
+                year: None,
+                threshold: split.threshold,
+            };
+            (prepare_table("CSV", &interactions, &items, &layout, &split.rule()?, &o.out, o.skip_bad_rows)?, o.out)
+        }
+        Source::Collm { from, out } => (prepare_collm(&from, &out)?, out),
+    };
+    println!("{}", summary(&manifest));
+    println!("written to {} in {:.1} s", out.display(), start.elapsed().as_secs_f64());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The counts as a table.
+pub fn summary(manifest: &Manifest) -> String {
+    let mut text = format!(
+        "{:<12} {:>9} {:>8} {:>7} {:>7} {:>9} {:>9} {:>9}\n",
+        "split", "rows", "liked", "users", "items", "not cold", "warm", "both new"
+    );
+    for (name, f) in &manifest.splits {
+        text += &format!(
+            "{name:<12} {:>9} {:>7.2}% {:>7} {:>7} {:>9} {:>9} {:>9}\n",
+            f.rows,
+            100.0 * f.positive_rate,
+            f.users,
+            f.items,
+            f.not_cold,
+            f.warm,
+            f.both_new
+        );
+    }
+    if manifest.bad_rows > 0 {
+        text += &format!("{} unusable rows left out, listed in bad_rows.tsv\n", manifest.bad_rows);
+    }
+    text.trim_end().to_string()
 }

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 /// One of the four splits of a prepared directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Split {
@@ -52,6 +54,8 @@ pub struct Samples {
     pub not_cold: Vec<bool>,
     /// User and item both have more than 3 train rows.
     pub warm: Vec<bool>,
+    /// Neither user nor item occurs in train (the official `cold`).
+    pub both_new: Vec<bool>,
 }
 
 impl Samples {
@@ -63,6 +67,34 @@ impl Samples {
     /// No rows?
     pub fn is_empty(&self) -> bool {
         self.uid.is_empty()
+    }
+
+    /// No rows, ready for [`Self::push`].
+    pub fn empty() -> Self {
+        Samples { his_offsets: vec![0], ..Samples::default() }
+    }
+
+    /// Adds a row; `not_cold` and `warm` are left for the rules to set.
+    pub fn push(&mut self, row: i64, uid: u32, iid: u32, label: u8, timestamp: i64, history: &[u32]) {
+        self.row.push(row);
+        self.uid.push(uid);
+        self.iid.push(iid);
+        self.label.push(label);
+        self.timestamp.push(timestamp);
+        self.his.extend_from_slice(history);
+        self.his_offsets.push(self.his.len() as u64);
+    }
+
+    /// The given rows, in the given order.
+    pub fn select(&self, rows: &[usize]) -> Samples {
+        let mut out = Samples::empty();
+        for &i in rows {
+            out.push(self.row[i], self.uid[i], self.iid[i], self.label[i], self.timestamp[i], self.history(i));
+        }
+        out.not_cold = rows.iter().map(|&i| self.not_cold[i]).collect();
+        out.warm = rows.iter().map(|&i| self.warm[i]).collect();
+        out.both_new = rows.iter().map(|&i| self.both_new[i]).collect();
+        out
     }
 
     /// Liked items before row `i`, oldest first.
@@ -94,6 +126,30 @@ pub struct Dataset {
 }
 
 impl Dataset {
+    /// Hash of the contents: ids, labels, times, histories and titles; the same however the files were written.
+    pub(super) fn compute_fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for split in Split::ALL {
+            let s = self.split(split);
+            hash.update((s.len() as u64).to_le_bytes());
+            for bytes in [
+                bytemuck::cast_slice::<_, u8>(&s.uid),
+                bytemuck::cast_slice(&s.iid),
+                &s.label,
+                bytemuck::cast_slice(&s.timestamp),
+                bytemuck::cast_slice(&s.his_offsets),
+                bytemuck::cast_slice(&s.his),
+            ] {
+                hash.update(bytes);
+            }
+        }
+        for title in self.titles.iter() {
+            hash.update((title.len() as u64).to_le_bytes());
+            hash.update(title);
+        }
+        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    }
+
     /// The rows of `split`.
     pub fn split(&self, split: Split) -> &Samples {
         match split {

@@ -52,7 +52,7 @@ impl PackedBatch {
             if !rows.is_empty() {
                 batch.segments.push(Segment { q: rows.clone(), kv: rows.clone(), prefix: 0..0 });
             }
-            prefixes.push(rows);
+            prefixes.push(if rows.is_empty() { 0..0 } else { rows });
         }
         batch.first_gradient = batch.sources.len();
         for (i, (prompt, prefix)) in prompts.iter().zip(prefixes).enumerate() {

@@ -1,4 +1,19 @@
 //! Template text becomes token ids with explicit slots. Knows nothing of models.
+//!
+//! Slots are positions known from the template, never found by searching for an id, so a title that happens to contain
+//! `<unk>` is harmless.
+
+mod builder;
+mod cache;
+mod error;
+mod template;
+mod tokenizer;
+
+pub use builder::{PromptBuilder, PromptStyle};
+pub use cache::{PromptSet, encode_rows, tokenize_split};
+pub use error::Error;
+pub use template::{Piece, Template};
+pub use tokenizer::LlmTokenizer;
 
 /// Which collaborative vector a slot takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
