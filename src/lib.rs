@@ -5,10 +5,11 @@
 //! gradients run the same way back through one list of operations ([`device`]). The collaborative model ([`collab`])
 //! and the mapping ([`cie`]) fill the slots. [`train`], [`eval`] and [`bench`] use all of it; [`cli`] is the command line.
 //!
-//! Imports point one way: cli → (train, eval, bench) → (llm, cie, collab, prompt) → device.
+//! Imports point one way: cli → (train, bench) → (llm, cie, collab, prompt) → (eval, data) → device.
 #![deny(missing_docs)]
 
 pub mod bench;
+pub mod checkpoint;
 pub mod cie;
 pub mod cli;
 pub mod collab;

@@ -8,6 +8,7 @@ pub mod head;
 pub mod lora;
 pub(crate) mod microkernel;
 pub mod norm;
+pub mod optimizer;
 mod pack;
 pub mod rope;
 mod shared;
