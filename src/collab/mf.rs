@@ -1,16 +1,20 @@
 //! Matrix factorisation: `score = p_u · q_i`, binary cross-entropy on explicit 0/1 labels (reference, section 4).
+//!
+//! This file owns the tables, their score and its gradient, and the file they are kept in; [`train`] is in a file of its own.
 
+mod training;
+
+use std::ops::{Add, Mul};
 use std::path::Path;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+pub use self::training::{TrainedMf, train};
 use super::Error;
-use crate::checkpoint::{Checkpoint, Tensor, read_tensors, take_tensor, write_tensors};
-use crate::data::{Dataset, Samples};
-use crate::device::cpu::optimizer::{Adam, Decay};
+use crate::checkpoint::{Tensor, read_tensors, take_tensor, write_tensors};
+use crate::data::Samples;
 use crate::device::ops::bce_with_logits;
-use crate::eval::metrics::evaluate;
 use crate::rng::Rng;
 
 /// How MF is trained. Defaults are the official choice for ML-1M.
@@ -51,8 +55,8 @@ impl Default for MfConfig {
     }
 }
 
-/// float32 or float64: training uses the first, the golden test both.
-pub trait Real: Copy + Send + Sync {
+/// float32, in which models are trained and kept, or float64, in which the formulas are checked.
+pub trait Real: Copy + Default + Send + Sync + Add<Output = Self> + Mul<Output = Self> {
     /// Widened.
     fn wide(self) -> f64;
     /// Rounded.
@@ -88,31 +92,79 @@ pub struct Mf<T = f32> {
     pub items: Vec<T>,
 }
 
+/// Rows of a training step, column by column.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// User ids.
+    pub users: Vec<u32>,
+    /// Item ids.
+    pub items: Vec<u32>,
+    /// 1 liked, 0 not.
+    pub labels: Vec<u8>,
+}
+
+/// Rows or table rows a task handles at least: less is not worth handing over.
+const MIN_ROWS: usize = 32;
+
 impl<T: Real> Mf<T> {
-    /// The score of a user and an item.
-    pub fn score(&self, uid: u32, iid: u32) -> f64 {
-        let (p, q) = (row(&self.users, uid, self.dim), row(&self.items, iid, self.dim));
-        p.iter().zip(q).map(|(a, b)| a.wide() * b.wide()).sum()
+    /// The score of a user and an item of the tables.
+    pub fn score(&self, uid: u32, iid: u32) -> T {
+        dot(row(&self.users, uid, self.dim), row(&self.items, iid, self.dim))
     }
 
-    /// Adds the gradients of the mean loss over the rows to `gradient`; returns the mean loss.
-    pub fn backward(&self, rows: impl ExactSizeIterator<Item = (u32, u32, u8)>, gradient: &mut Mf<T>) -> f64 {
-        let (n, d) = (rows.len() as f64, self.dim);
-        let mut loss = 0.0;
-        for (uid, iid, label) in rows {
-            let (l, d_score) = bce_with_logits(self.score(uid, iid), label.into());
-            loss += l;
-            let scale = d_score / n;
-            let (p, q) = (row(&self.users, uid, d), row(&self.items, iid, d));
-            for (id, table, other) in [(uid, &mut gradient.users, q), (iid, &mut gradient.items, p)] {
-                if id != 0 {
-                    let g = &mut table[id as usize * d..][..d];
-                    g.iter_mut().zip(other).for_each(|(g, o)| *g = T::from_wide(g.wide() + scale * o.wide()));
-                }
-            }
-        }
-        loss / n
+    /// Mean loss over the batch; `gradient` is overwritten with its gradient, zero for ids that do not occur.
+    ///
+    /// Parallel over table rows. Each sums its batch rows in the order of the batch, so the bits do not depend on the number
+    /// of threads.
+    pub fn loss_and_gradient(&self, batch: &Batch, gradient: &mut Mf<T>) -> f64 {
+        let n = batch.labels.len();
+        let one = |r: usize| {
+            let score = self.score(batch.users[r], batch.items[r]);
+            let (loss, d_score) = bce_with_logits(score.wide(), batch.labels[r].into());
+            (loss, T::from_wide(d_score / n as f64))
+        };
+        let rows: Vec<(f64, T)> = (0..n).into_par_iter().with_min_len(MIN_ROWS).map(one).collect();
+        let d_score = |r: u32| rows[r as usize].1;
+        gather(&mut gradient.users, self.dim, &batch.users, |r| (d_score(r), row(&self.items, batch.items[r as usize], self.dim)));
+        gather(&mut gradient.items, self.dim, &batch.items, |r| (d_score(r), row(&self.users, batch.users[r as usize], self.dim)));
+        rows.iter().map(|r| r.0).sum::<f64>() / n as f64
     }
+}
+
+/// `table[id] = Σ scale · vector` over the batch rows `r` with `ids[r] = id`; row 0 stays zero (padding_idx).
+fn gather<'v, T: Real + 'v>(table: &mut [T], dim: usize, ids: &[u32], term: impl Fn(u32) -> (T, &'v [T]) + Sync) {
+    // Rows of the batch in the order of their ids (a stable counting sort): those of id are order[ends[id - 1]..ends[id]].
+    let mut ends = vec![0u32; table.len() / dim];
+    ids.iter().for_each(|&id| ends[id as usize] += 1);
+    let mut sum = 0;
+    for end in &mut ends {
+        (*end, sum) = (sum, sum + *end);
+    }
+    let mut order = vec![0u32; ids.len()];
+    for (r, &id) in ids.iter().enumerate() {
+        let at = &mut ends[id as usize];
+        order[*at as usize] = r as u32;
+        *at += 1;
+    }
+    table.par_chunks_mut(dim).enumerate().with_min_len(MIN_ROWS).for_each(|(id, sum)| {
+        sum.fill(T::default());
+        if id == 0 {
+            return;
+        }
+        for &r in &order[ends[id - 1] as usize..ends[id] as usize] {
+            let (scale, vector) = term(r);
+            sum.iter_mut().zip(vector).for_each(|(s, &x)| *s = *s + scale * x);
+        }
+    });
+}
+
+/// In eight lanes: a fixed order that vectorises.
+fn dot<T: Real>(p: &[T], q: &[T]) -> T {
+    let mut lanes = [T::default(); 8];
+    for (p, q) in p.chunks(8).zip(q.chunks(8)) {
+        lanes.iter_mut().zip(p.iter().zip(q)).for_each(|(l, (&p, &q))| *l = *l + p * q);
+    }
+    lanes.into_iter().fold(T::default(), Add::add)
 }
 
 fn row<T>(table: &[T], id: u32, dim: usize) -> &[T] {
@@ -145,14 +197,7 @@ impl Mf {
 
     /// Scores of all rows.
     pub fn scores(&self, samples: &Samples) -> Vec<f32> {
-        let score = |i: usize| {
-            let (p, q) = (self.user_vector(samples.uid[i]), self.item_vector(samples.iid[i]));
-            let mut lanes = [0.0f32; 8];
-            for (p, q) in p.chunks(8).zip(q.chunks(8)) {
-                lanes.iter_mut().zip(p.iter().zip(q)).for_each(|(l, (p, q))| *l += p * q);
-            }
-            lanes.iter().sum()
-        };
+        let score = |i: usize| dot(self.user_vector(samples.uid[i]), self.item_vector(samples.iid[i]));
         (0..samples.len()).into_par_iter().with_min_len(512).map(score).collect()
     }
 
@@ -184,159 +229,6 @@ impl Mf {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct State {
-    epoch: usize,
-    step: u64,
-    best_epoch: usize,
-    best_auc: f64,
-    config: MfConfig,
-    data: String,
-}
-
-/// Training in progress.
-#[derive(Clone, Debug, PartialEq)]
-struct Training {
-    model: Mf,
-    best: Mf,
-    adam: Adam,
-    state: State,
-}
-
-/// A trained model and how it came about.
-#[derive(Clone, Debug)]
-pub struct TrainedMf {
-    /// The tables of the best epoch.
-    pub model: Mf,
-    /// The epoch with the highest valid AUC.
-    pub best_epoch: usize,
-    /// That AUC.
-    pub best_auc: f64,
-    /// Epochs trained.
-    pub epochs: usize,
-}
-
-/// Epochs between checkpoints.
-const CHECKPOINT_EPOCHS: usize = 50;
-
-/// Trains MF on train, selecting by AUC on valid.
-///
-/// With `checkpoints`, the state is saved there from time to time and picked up again: the result has the same bits as an
-/// uninterrupted run's. `observe(epoch, loss, auc)` is called after every epoch; `false` saves and stops.
-pub fn train(
-    data: &Dataset,
-    config: &MfConfig,
-    checkpoints: Option<&Path>,
-    observe: &mut dyn FnMut(usize, f64, f64) -> bool,
-) -> Result<TrainedMf, Error> {
-    let io = |source| Error::Io { path: checkpoints.map(Path::to_path_buf).unwrap_or_default(), source };
-    let mut training = Training::fresh(data, config);
-    if let Some(saved) = checkpoints.map(|dir| Checkpoint::<State>::load(dir, "last")).transpose().map_err(io)?.flatten() {
-        training = training.restored(saved).unwrap_or_else(|| Training::fresh(data, config));
-    }
-    let mut gradient = Mf { dim: config.dim, users: training.model.users.clone(), items: training.model.items.clone() };
-    while !training.finished() {
-        let loss = training.epoch(data, &mut gradient)?;
-        let state = &training.state;
-        let go_on = observe(state.epoch, loss.0, loss.1);
-        if let Some(dir) = checkpoints
-            && (!go_on || state.epoch % CHECKPOINT_EPOCHS == 0)
-        {
-            training.checkpoint().save(dir, "last").map_err(io)?;
-        }
-        if !go_on {
-            return Err(Error::Interrupted);
-        }
-    }
-    let State { epoch, best_epoch, best_auc, .. } = training.state;
-    Ok(TrainedMf { model: training.best, best_epoch, best_auc, epochs: epoch })
-}
-
-impl Training {
-    fn fresh(data: &Dataset, config: &MfConfig) -> Self {
-        let model = Mf::init(data.n_users, data.n_items, config.dim, config.seed);
-        let state = State {
-            epoch: 0,
-            step: 0,
-            best_epoch: 0,
-            best_auc: f64::NEG_INFINITY,
-            config: config.clone(),
-            data: data.fingerprint.clone(),
-        };
-        let adam = Adam::new(Decay::Coupled, [model.users.len(), model.items.len()]);
-        Training { best: model.clone(), model, adam, state: State { best_auc: -1.0, ..state } }
-    }
-
-    fn checkpoint(&self) -> Checkpoint<State> {
-        let moments = |name: &str, m: &[Vec<f32>]| {
-            m.iter().enumerate().map(|(i, v)| Tensor::new(format!("{name}{i}"), vec![v.len()], v.clone())).collect::<Vec<_>>()
-        };
-        let best = self.best.tensors().into_iter().map(|t| Tensor { name: format!("best.{}", t.name), ..t });
-        Checkpoint {
-            model: self.model.tensors().into_iter().chain(best).collect(),
-            optimizer: moments("m", &self.adam.m).into_iter().chain(moments("v", &self.adam.v)).collect(),
-            state: State { step: self.adam.step, ..self.state.clone() },
-        }
-    }
-
-    /// The saved state, if it is of the same data and configuration.
-    fn restored(mut self, saved: Checkpoint<State>) -> Option<Self> {
-        if saved.state.config != self.state.config || saved.state.data != self.state.data {
-            return None;
-        }
-        let mut model = saved.model;
-        let dim = self.model.dim;
-        for (prefix, target) in [("", &mut self.model), ("best.", &mut self.best)] {
-            for (name, table) in [("user_embedding.weight", &mut target.users), ("item_embedding.weight", &mut target.items)] {
-                *table = take_tensor(&mut model, &format!("{prefix}{name}"), &[table.len() / dim, dim]).ok()?;
-            }
-        }
-        let mut optimizer = saved.optimizer;
-        for (prefix, moments) in [("m", &mut self.adam.m), ("v", &mut self.adam.v)] {
-            for (i, m) in moments.iter_mut().enumerate() {
-                *m = take_tensor(&mut optimizer, &format!("{prefix}{i}"), &[m.len()]).ok()?;
-            }
-        }
-        self.adam.step = saved.state.step;
-        self.state = saved.state;
-        Some(self)
-    }
-
-    fn finished(&self) -> bool {
-        let (s, c) = (&self.state, &self.state.config);
-        s.epoch >= c.max_epochs || (s.epoch >= c.min_epochs && s.epoch >= s.best_epoch + c.patience)
-    }
-
-    /// One pass over train in an order drawn for this epoch, then the AUC on valid. Returns loss and AUC.
-    fn epoch(&mut self, data: &Dataset, gradient: &mut Mf) -> Result<(f64, f64), Error> {
-        let config = self.state.config.clone();
-        let train = &data.train;
-        let mut order: Vec<usize> = (0..train.len()).collect();
-        Rng::new(config.seed, 0x3f10_0000 + self.state.epoch as u64).shuffle(&mut order);
-        let (mut loss, mut steps) = (0.0, 0.0);
-        for batch in order.chunks(config.batch_size) {
-            gradient.users.fill(0.0);
-            gradient.items.fill(0.0);
-            let rows = batch.iter().map(|&i| (train.uid[i], train.iid[i], train.label[i]));
-            loss += self.model.backward(rows, gradient);
-            steps += 1.0;
-            let wd = config.weight_decay;
-            let tensors: Vec<(&mut [f32], &[f32], f64)> =
-                vec![(&mut self.model.users, &gradient.users, wd), (&mut self.model.items, &gradient.items, wd)];
-            self.adam.step(tensors, config.learning_rate);
-        }
-        let scores = self.model.scores(&data.valid);
-        let auc = evaluate(&data.valid.uid, &data.valid.label, &scores)?.auc.unwrap_or(0.5);
-        let state = &mut self.state;
-        state.epoch += 1;
-        if auc > state.best_auc {
-            (state.best_auc, state.best_epoch) = (auc, state.epoch);
-            self.best.clone_from(&self.model);
-        }
-        Ok((loss / steps, auc))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -351,53 +243,22 @@ mod tests {
         let model =
             Mf { dim: 8, users: floats("user_embedding.weight"), items: floats("item_embedding.weight") };
         let (users, items, labels) = (ids("users"), ids("items"), floats("labels"));
-        let mut gradient = Mf { dim: 8, users: vec![0.0; model.users.len()], items: vec![0.0; model.items.len()] };
-        let rows: Vec<(u32, u32, u8)> =
-            (0..users.len()).map(|i| (users[i] as u32, items[i] as u32, labels[i] as u8)).collect();
-        let loss = model.backward(rows.iter().copied(), &mut gradient);
-        let close = |got: &[f64], want: &[f64]| got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-12);
-        let scores: Vec<f64> = rows.iter().map(|r| model.score(r.0, r.1)).collect();
+        // Whatever was in the buffers is overwritten.
+        let mut gradient = Mf { dim: 8, users: vec![9.0; model.users.len()], items: vec![9.0; model.items.len()] };
+        let batch = Batch {
+            users: users.iter().map(|&u| u as u32).collect(),
+            items: items.iter().map(|&i| i as u32).collect(),
+            labels: labels.iter().map(|&l| l as u8).collect(),
+        };
+        let loss = model.loss_and_gradient(&batch, &mut gradient);
+        let close = |got: &[f64], want: &[f64]| {
+            got.len() == want.len() && got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-12)
+        };
+        let scores: Vec<f64> = batch.users.iter().zip(&batch.items).map(|(&u, &i)| model.score(u, i)).collect();
         assert!(close(&scores, &floats("scores")));
         assert!(close(&[loss], &floats("loss")));
         assert!(close(&gradient.users, &floats("grad.user_embedding.weight")));
         assert!(close(&gradient.items, &floats("grad.item_embedding.weight")));
-    }
-
-    /// Thirty users with two tastes: enough to learn from.
-    fn dataset() -> Dataset {
-        let mut rng = Rng::new(1, 1);
-        let mut split = || {
-            let mut s = Samples::empty();
-            for i in 0..400 {
-                let (u, item) = (1 + rng.below(30), 1 + rng.below(20));
-                s.push(i, u, item, u8::from((u + item) % 2 == 0), i, &[]);
-            }
-            s.not_cold = vec![true; 400];
-            (s.warm, s.both_new) = (s.not_cold.clone(), vec![false; 400]);
-            s
-        };
-        let (train, valid, test) = (split(), split(), split());
-        let titles = std::sync::Arc::new(vec![String::new(); 21]);
-        Dataset { valid_small: valid.clone(), train, valid, test, titles, n_users: 31, n_items: 21, fingerprint: "toy".into() }
-    }
-
-    #[test]
-    fn learns_and_resumes_with_the_same_bits() {
-        let data = dataset();
-        let config = MfConfig { dim: 8, learning_rate: 0.02, batch_size: 64, max_epochs: 120, ..MfConfig::default() };
-        let whole = train(&data, &config, None, &mut |_, _, _| true).unwrap();
-        assert!(whole.best_auc > 0.9, "{}", whole.best_auc);
-        let dir = tempfile::tempdir().unwrap();
-        for stop in [30, 70, 71] {
-            let stopped = train(&data, &config, Some(dir.path()), &mut |epoch, _, _| epoch < stop);
-            assert!(matches!(stopped, Err(Error::Interrupted)));
-        }
-        let resumed = train(&data, &config, Some(dir.path()), &mut |_, _, _| true).unwrap();
-        assert_eq!(resumed.model, whole.model);
-        assert_eq!((resumed.best_epoch, resumed.epochs), (whole.best_epoch, whole.epochs));
-        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        let single = one.install(|| train(&data, &config, None, &mut |_, _, _| true)).unwrap();
-        assert_eq!(single.model, whole.model, "the number of threads must not matter");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use super::simd::per_isa;
+
 /// How weight decay enters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decay {
@@ -41,23 +43,50 @@ impl Adam {
     pub fn step(&mut self, tensors: Vec<(&mut [f32], &[f32], f64)>, lr: f64) {
         self.step += 1;
         let t = self.step as i32;
-        let (correction1, correction2) = (1.0 - BETA1.powi(t), (1.0 - BETA2.powi(t)).sqrt());
-        let step_size = (lr / correction1) as f32;
-        let (b1, b2, c1, c2) = (BETA1 as f32, BETA2 as f32, (1.0 - BETA1) as f32, (1.0 - BETA2) as f32);
+        assert!(tensors.len() == self.m.len(), "{} tensors for the moments of {}", tensors.len(), self.m.len());
         for (((w, g, decay), m), v) in tensors.into_iter().zip(&mut self.m).zip(&mut self.v) {
             assert!(w.len() == g.len() && g.len() == m.len(), "a tensor changed its length");
-            let shrink = if self.decay == Decay::Decoupled { (1.0 - lr * decay) as f32 } else { 1.0 };
-            let coupled = if self.decay == Decay::Coupled { decay as f32 } else { 0.0 };
+            let numbers = Numbers {
+                shrink: if self.decay == Decay::Decoupled { (1.0 - lr * decay) as f32 } else { 1.0 },
+                coupled: if self.decay == Decay::Coupled { decay as f32 } else { 0.0 },
+                step_size: (lr / (1.0 - BETA1.powi(t))) as f32,
+                correction: (1.0 - BETA2.powi(t)).sqrt() as f32,
+            };
             let chunks = w.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK));
-            chunks.zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK)).for_each(|(((w, g), m), v)| {
-                for (((w, &g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
-                    *w *= shrink;
-                    let g = g + coupled * *w;
-                    *m = b1 * *m + c1 * g;
-                    *v = b2 * *v + c2 * g * g;
-                    *w -= step_size * *m / (v.sqrt() / correction2 as f32 + EPS as f32);
-                }
-            });
+            chunks
+                .zip(m.par_chunks_mut(CHUNK))
+                .zip(v.par_chunks_mut(CHUNK))
+                .for_each(|(((w, g), m), v)| update(w, g, m, v, numbers));
+        }
+    }
+}
+
+/// What a step is for every element of a tensor.
+#[derive(Clone, Copy)]
+struct Numbers {
+    /// Factor of decoupled decay.
+    shrink: f32,
+    /// Coupled L2.
+    coupled: f32,
+    /// Learning rate over the first moment's bias correction.
+    step_size: f32,
+    /// Root of the second moment's bias correction.
+    correction: f32,
+}
+
+per_isa! {
+    /// `m ← β₁m + (1−β₁)g`, `v ← β₂v + (1−β₂)g²`, `w ← w − step_size · m / (√v / correction + ε)`.
+    fn update(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], n: Numbers) {
+        const B1: f32 = BETA1 as f32;
+        const B2: f32 = BETA2 as f32;
+        const C1: f32 = (1.0 - BETA1) as f32;
+        const C2: f32 = (1.0 - BETA2) as f32;
+        for (((w, &g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
+            *w *= n.shrink;
+            let g = g + n.coupled * *w;
+            *m = B1 * *m + C1 * g;
+            *v = B2 * *v + C2 * g * g;
+            *w -= n.step_size * *m / (v.sqrt() / n.correction + EPS as f32);
         }
     }
 }

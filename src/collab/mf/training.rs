@@ -1,0 +1,214 @@
+//! Training of MF alone: epochs over train, early stopping on the AUC of valid, checkpoints that resume with the same bits.
+//!
+//! PARITY: the optimizer is Adam with L2 in the gradient over whole tables, as `torch.optim.Adam` is on dense gradients: every
+//! row moves at every step, rows of ids absent from train decay to zero, and so cold scores carry no information.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Batch, Mf, MfConfig};
+use crate::checkpoint::{Checkpoint, Tensor, take_tensor};
+use crate::collab::Error;
+use crate::data::Dataset;
+use crate::device::cpu::optimizer::{Adam, Decay};
+use crate::eval::metrics::evaluate;
+use crate::rng::Rng;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct State {
+    epoch: usize,
+    step: u64,
+    best_epoch: usize,
+    best_auc: f64,
+    config: MfConfig,
+    data: String,
+}
+
+/// Training in progress.
+#[derive(Clone, Debug, PartialEq)]
+struct Training {
+    model: Mf,
+    best: Mf,
+    adam: Adam,
+    state: State,
+}
+
+/// A trained model and how it came about.
+#[derive(Clone, Debug)]
+pub struct TrainedMf {
+    /// The tables of the best epoch.
+    pub model: Mf,
+    /// The epoch with the highest valid AUC.
+    pub best_epoch: usize,
+    /// That AUC.
+    pub best_auc: f64,
+    /// Epochs trained.
+    pub epochs: usize,
+}
+
+/// Epochs between checkpoints.
+const CHECKPOINT_EPOCHS: usize = 50;
+
+/// Trains MF on train, selecting by AUC on valid.
+///
+/// With `checkpoints`, the state is saved there from time to time and picked up again: the result has the same bits as an
+/// uninterrupted run's. `observe(epoch, loss, auc)` is called after every epoch; `false` saves and stops.
+pub fn train(
+    data: &Dataset,
+    config: &MfConfig,
+    checkpoints: Option<&Path>,
+    observe: &mut dyn FnMut(usize, f64, f64) -> bool,
+) -> Result<TrainedMf, Error> {
+    let io = |source| Error::Io { path: checkpoints.map(Path::to_path_buf).unwrap_or_default(), source };
+    let mut training = Training::fresh(data, config);
+    if let Some(saved) = checkpoints.map(|dir| Checkpoint::<State>::load(dir, "last")).transpose().map_err(io)?.flatten() {
+        training = training.restored(saved).unwrap_or_else(|| Training::fresh(data, config));
+    }
+    let mut gradient = Mf { dim: config.dim, users: training.model.users.clone(), items: training.model.items.clone() };
+    while !training.finished() {
+        let loss = training.epoch(data, &mut gradient)?;
+        let state = &training.state;
+        let go_on = observe(state.epoch, loss.0, loss.1);
+        if let Some(dir) = checkpoints
+            && (!go_on || state.epoch % CHECKPOINT_EPOCHS == 0)
+        {
+            training.checkpoint().save(dir, "last").map_err(io)?;
+        }
+        if !go_on {
+            return Err(Error::Interrupted);
+        }
+    }
+    let State { epoch, best_epoch, best_auc, .. } = training.state;
+    Ok(TrainedMf { model: training.best, best_epoch, best_auc, epochs: epoch })
+}
+
+impl Training {
+    fn fresh(data: &Dataset, config: &MfConfig) -> Self {
+        let model = Mf::init(data.n_users, data.n_items, config.dim, config.seed);
+        let state = State {
+            epoch: 0,
+            step: 0,
+            best_epoch: 0,
+            best_auc: f64::NEG_INFINITY,
+            config: config.clone(),
+            data: data.fingerprint.clone(),
+        };
+        let adam = Adam::new(Decay::Coupled, [model.users.len(), model.items.len()]);
+        Training { best: model.clone(), model, adam, state: State { best_auc: -1.0, ..state } }
+    }
+
+    fn checkpoint(&self) -> Checkpoint<State> {
+        let moments = |name: &str, m: &[Vec<f32>]| {
+            m.iter().enumerate().map(|(i, v)| Tensor::new(format!("{name}{i}"), vec![v.len()], v.clone())).collect::<Vec<_>>()
+        };
+        let best = self.best.tensors().into_iter().map(|t| Tensor { name: format!("best.{}", t.name), ..t });
+        Checkpoint {
+            model: self.model.tensors().into_iter().chain(best).collect(),
+            optimizer: moments("m", &self.adam.m).into_iter().chain(moments("v", &self.adam.v)).collect(),
+            state: State { step: self.adam.step, ..self.state.clone() },
+        }
+    }
+
+    /// The saved state, if it is of the same data and configuration.
+    fn restored(mut self, saved: Checkpoint<State>) -> Option<Self> {
+        if saved.state.config != self.state.config || saved.state.data != self.state.data {
+            return None;
+        }
+        let mut model = saved.model;
+        let dim = self.model.dim;
+        for (prefix, target) in [("", &mut self.model), ("best.", &mut self.best)] {
+            for (name, table) in [("user_embedding.weight", &mut target.users), ("item_embedding.weight", &mut target.items)] {
+                *table = take_tensor(&mut model, &format!("{prefix}{name}"), &[table.len() / dim, dim]).ok()?;
+            }
+        }
+        let mut optimizer = saved.optimizer;
+        for (prefix, moments) in [("m", &mut self.adam.m), ("v", &mut self.adam.v)] {
+            for (i, m) in moments.iter_mut().enumerate() {
+                *m = take_tensor(&mut optimizer, &format!("{prefix}{i}"), &[m.len()]).ok()?;
+            }
+        }
+        self.adam.step = saved.state.step;
+        self.state = saved.state;
+        Some(self)
+    }
+
+    fn finished(&self) -> bool {
+        let (s, c) = (&self.state, &self.state.config);
+        s.epoch >= c.max_epochs || (s.epoch >= c.min_epochs && s.epoch >= s.best_epoch + c.patience)
+    }
+
+    /// One pass over train in an order drawn for this epoch, then the AUC on valid. Returns loss and AUC.
+    fn epoch(&mut self, data: &Dataset, gradient: &mut Mf) -> Result<(f64, f64), Error> {
+        let config = self.state.config.clone();
+        let train = &data.train;
+        let mut order: Vec<usize> = (0..train.len()).collect();
+        Rng::new(config.seed, 0x3f10_0000 + self.state.epoch as u64).shuffle(&mut order);
+        let (mut loss, mut steps) = (0.0, 0.0);
+        for batch in order.chunks(config.batch_size) {
+            let rows = Batch {
+                users: batch.iter().map(|&i| train.uid[i]).collect(),
+                items: batch.iter().map(|&i| train.iid[i]).collect(),
+                labels: batch.iter().map(|&i| train.label[i]).collect(),
+            };
+            loss += self.model.loss_and_gradient(&rows, gradient);
+            steps += 1.0;
+            let wd = config.weight_decay;
+            let tensors: Vec<(&mut [f32], &[f32], f64)> =
+                vec![(&mut self.model.users, &gradient.users, wd), (&mut self.model.items, &gradient.items, wd)];
+            self.adam.step(tensors, config.learning_rate);
+        }
+        let scores = self.model.scores(&data.valid);
+        let auc = evaluate(&data.valid.uid, &data.valid.label, &scores)?.auc.unwrap_or(0.5);
+        let state = &mut self.state;
+        state.epoch += 1;
+        if auc > state.best_auc {
+            (state.best_auc, state.best_epoch) = (auc, state.epoch);
+            self.best.clone_from(&self.model);
+        }
+        Ok((loss / steps, auc))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Samples;
+
+    /// Thirty users with two tastes: enough to learn from.
+    fn dataset() -> Dataset {
+        let mut rng = Rng::new(1, 1);
+        let mut split = || {
+            let mut s = Samples::empty();
+            for i in 0..400 {
+                let (u, item) = (1 + rng.below(30), 1 + rng.below(20));
+                s.push(i, u, item, u8::from((u + item) % 2 == 0), i, &[]);
+            }
+            s.not_cold = vec![true; 400];
+            (s.warm, s.both_new) = (s.not_cold.clone(), vec![false; 400]);
+            s
+        };
+        let (train, valid, test) = (split(), split(), split());
+        let titles = std::sync::Arc::new(vec![String::new(); 21]);
+        Dataset { valid_small: valid.clone(), train, valid, test, titles, n_users: 31, n_items: 21, fingerprint: "toy".into() }
+    }
+
+    #[test]
+    fn learns_and_resumes_with_the_same_bits() {
+        let data = dataset();
+        let config = MfConfig { dim: 8, learning_rate: 0.02, batch_size: 64, max_epochs: 120, ..MfConfig::default() };
+        let whole = train(&data, &config, None, &mut |_, _, _| true).unwrap();
+        assert!(whole.best_auc > 0.9, "{}", whole.best_auc);
+        let dir = tempfile::tempdir().unwrap();
+        for stop in [30, 70, 71] {
+            let stopped = train(&data, &config, Some(dir.path()), &mut |epoch, _, _| epoch < stop);
+            assert!(matches!(stopped, Err(Error::Interrupted)));
+        }
+        let resumed = train(&data, &config, Some(dir.path()), &mut |_, _, _| true).unwrap();
+        assert_eq!(resumed.model, whole.model);
+        assert_eq!((resumed.best_epoch, resumed.epochs), (whole.best_epoch, whole.epochs));
+        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let single = one.install(|| train(&data, &config, None, &mut |_, _, _| true)).unwrap();
+        assert_eq!(single.model, whole.model, "the number of threads must not matter");
+    }
+}
