@@ -5,6 +5,7 @@ mod error;
 pub mod pipeline;
 pub mod run_dir;
 pub mod schedule;
+pub mod scoring;
 pub mod stage;
 pub mod tensorboard;
 
