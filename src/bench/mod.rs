@@ -1,1 +1,5 @@
-//! Cost measurements: what training and scoring cost, TALLRec against CoLLM.
+//! Cost measurements on the user's own model and data.
+
+mod cost;
+
+pub use cost::{Measurement, Task, gemm_ceiling, measure};

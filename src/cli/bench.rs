@@ -1,12 +1,97 @@
-//! `collm-engine bench`.
+//! `collm-engine bench`: what training and scoring cost on this machine, with the user's model and data.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use super::train::cache_dir;
+use crate::bench::{Task, measure};
+use crate::data::Split;
+use crate::progress::Progress;
+use crate::prompt::encode_rows;
+use crate::train::config::Config;
+use crate::train::pipeline::{Part, Pipeline};
 
 /// Arguments of `collm-engine bench`.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Forward and backward of a stage.
+    Train {
+        /// 1: adapter on text; 2: mapping, adapter frozen.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+        stage: u8,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Forward only.
+    Score {
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(clap::Args)]
+struct Common {
+    /// Hugging Face model directory.
+    #[arg(long, value_name = "DIR")]
+    llm: PathBuf,
+    /// Prepared data directory; the first rows of train (train) or of test (score) are used.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Rows to run.
+    #[arg(long, default_value_t = 128)]
+    rows: usize,
+    /// Rows of a batch.
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// Tokens computed at once.
+    #[arg(long, default_value_t = 1024)]
+    micro_batch_tokens: usize,
+    /// Write the measurement here as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
 
 /// Runs the subcommand.
-pub fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not built yet")
+pub fn run(args: Args) -> Result<ExitCode> {
+    let (task, part, split, common) = match args.what {
+        What::Train { stage: 1, common } => (Task::Stage1, Part::Stage1, Split::Train, common),
+        What::Train { common, .. } => (Task::Stage2, Part::Stage2, Split::Train, common),
+        What::Score { common } => (Task::Score, Part::Stage2, Split::Test, common),
+    };
+    let mut config = Config::default();
+    config.data.dir = common.data.display().to_string();
+    config.llm.dir = common.llm.display().to_string();
+    let pipeline = Pipeline::open(config, &cache_dir(), Progress::silent())?;
+    let samples = pipeline.data().split(split);
+    let rows: Vec<usize> = (0..samples.len().min(common.rows.max(1))).collect();
+    let samples = samples.select(&rows);
+    let prompts = encode_rows(&pipeline.data().titles, &samples, &pipeline.builder(part))?;
+    let sizes = (pipeline.data().n_users, pipeline.data().n_items);
+    let m = measure(pipeline.model(), task, &samples, &prompts, common.batch.max(1), common.micro_batch_tokens, sizes);
+    println!(
+        "{:?}: {:.2} samples/s, {:.0} tokens/s, {:.0} GFLOP/s in linear layers = {:.0} % of this machine's product ceiling ({:.0}), peak memory {:.2} GiB ({} rows, batch {}, {} threads)",
+        task,
+        m.samples_per_s,
+        m.tokens_per_s,
+        m.gflops,
+        100.0 * m.gflops / m.gemm_ceiling_gflops,
+        m.gemm_ceiling_gflops,
+        m.peak_rss_bytes as f64 / f64::from(1 << 30),
+        samples.len(),
+        common.batch,
+        rayon::current_num_threads(),
+    );
+    if let Some(path) = common.json {
+        crate::files::write_atomic(&path, |w| serde_json::to_writer_pretty(w, &m).map_err(std::io::Error::from))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }

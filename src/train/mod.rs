@@ -1,7 +1,12 @@
-//! Stages, optimizer, schedule, configuration, run directories. Knows nothing of the formats of raw data.
+//! Stages, schedule, configuration, run directories. Knows nothing of the formats of raw data.
 
 pub mod config;
 mod error;
+pub mod pipeline;
+pub mod run_dir;
 pub mod schedule;
+pub mod scoring;
+pub mod stage;
+pub mod tensorboard;
 
 pub use error::Error;

@@ -1,0 +1,243 @@
+//! Scoring rows from outside: readers of requests, writers of scores, histories of users.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, Float32Array, Int64Array, RecordBatch};
+
+use super::Error;
+use super::pipeline::{Part, Pipeline, Trained};
+use super::stage::score_rows;
+use crate::data::parquet_io::{integers, read_batches, write_batch};
+use crate::data::{Samples, Split};
+use crate::llm::model::Workspace;
+use crate::prompt::encode_rows;
+
+/// Rows read and scored at once.
+const CHUNK: usize = 1024;
+
+/// (uid, iid) pairs of a CSV or Parquet file, in chunks.
+pub struct RowReader {
+    path: PathBuf,
+    source: Source,
+}
+
+enum Source {
+    Csv { reader: Box<csv::Reader<File>>, uid: usize, iid: usize },
+    Parquet(std::vec::IntoIter<Vec<(u32, u32)>>),
+}
+
+impl RowReader {
+    /// Opens a file; a name that ends in `.parquet` is Parquet.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let bad = |what: String| Error::state(path, what);
+        let source = if path.extension().is_some_and(|e| e == "parquet") {
+            let mut pairs = Vec::new();
+            for batch in read_batches(path)? {
+                let column = |name: &str| {
+                    let array = batch.column_by_name(name).ok_or_else(|| bad(format!("has no column {name}")))?;
+                    integers(array).map_err(|e| bad(format!("column {name} {e}")))
+                };
+                for (row, (u, i)) in column("uid")?.into_iter().zip(column("iid")?).enumerate() {
+                    pairs.push((id(u).map_err(|e| bad(format!("row {row}: uid {e}")))?, id(i).map_err(|e| bad(format!("row {row}: iid {e}")))?));
+                }
+            }
+            Source::Parquet(pairs.chunks(CHUNK).map(<[_]>::to_vec).collect::<Vec<_>>().into_iter())
+        } else {
+            let mut reader = csv::Reader::from_path(path).map_err(|e| bad(e.to_string()))?;
+            let header = reader.headers().map_err(|e| bad(e.to_string()))?.clone();
+            let column = |name: &str| {
+                let names = || header.iter().collect::<Vec<_>>().join(", ");
+                header.iter().position(|h| h == name).ok_or_else(|| bad(format!("has no column {name}; its columns are {}", names())))
+            };
+            Source::Csv { uid: column("uid")?, iid: column("iid")?, reader: Box::new(reader) }
+        };
+        Ok(RowReader { path: path.to_path_buf(), source })
+    }
+}
+
+fn id(value: i64) -> Result<u32, String> {
+    u32::try_from(value).map_err(|_| format!("is {value}; expected an id"))
+}
+
+impl Iterator for RowReader {
+    type Item = Result<Vec<(u32, u32)>, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match &mut self.source {
+            Source::Parquet(chunks) => chunks.next().map(Ok),
+            Source::Csv { reader, uid, iid } => {
+                let mut pairs = Vec::new();
+                for record in reader.records().take(CHUNK) {
+                    let record = match record {
+                        Ok(r) => r,
+                        Err(e) => return Some(Err(Error::state(&self.path, e.to_string()))),
+                    };
+                    let line = record.position().map_or(0, csv::Position::line);
+                    match (record[*uid].trim().parse(), record[*iid].trim().parse()) {
+                        (Ok(u), Ok(i)) => pairs.push((u, i)),
+                        _ => {
+                            let what = format!("line {line}: uid {:?}, iid {:?}; expected two ids", &record[*uid], &record[*iid]);
+                            return Some(Err(Error::state(&self.path, what)));
+                        }
+                    }
+                }
+                (!pairs.is_empty()).then_some(Ok(pairs))
+            }
+        }
+    }
+}
+
+/// Scores rows with a part of a run.
+pub struct Scorer<'a> {
+    pipeline: &'a Pipeline,
+    trained: &'a Trained,
+    part: Part,
+    /// Place of every (user, item) of valid and test.
+    known: HashMap<(u32, u32), (Split, usize)>,
+    /// Everything a user liked, oldest first.
+    liked: HashMap<u32, Vec<u32>>,
+    workspace: Workspace,
+}
+
+impl<'a> Scorer<'a> {
+    /// Indexes the run's data.
+    pub fn new(pipeline: &'a Pipeline, trained: &'a Trained, part: Part) -> Self {
+        let data = pipeline.data();
+        let mut known = HashMap::new();
+        let mut latest: HashMap<u32, (i64, Vec<u32>)> = HashMap::new();
+        for split in [Split::Train, Split::Valid, Split::Test] {
+            let s = data.split(split);
+            for i in 0..s.len() {
+                known.insert((s.uid[i], s.iid[i]), (split, i));
+                // A user's last row knows all earlier likes; its own like comes on top.
+                let entry = latest.entry(s.uid[i]).or_insert((i64::MIN, Vec::new()));
+                if s.row[i] > entry.0 {
+                    let own = (s.label[i] == 1).then_some(s.iid[i]);
+                    *entry = (s.row[i], s.history(i).iter().copied().chain(own).collect());
+                }
+            }
+        }
+        let liked = latest.into_iter().map(|(user, (_, liked))| (user, liked)).collect();
+        Scorer { pipeline, trained, part, known, liked, workspace: Workspace::default() }
+    }
+
+    /// Rows of the data form for (user, item) pairs: the row of the data itself where there is one, else the user's likes so far
+    /// (without the item).
+    pub fn rows(&self, pairs: &[(u32, u32)]) -> Result<Samples, Error> {
+        let data = self.pipeline.data();
+        let mut rows = Samples::empty();
+        for (n, &(uid, iid)) in pairs.iter().enumerate() {
+            if data.titles.get(iid as usize).is_none_or(String::is_empty) {
+                let what = format!("item {iid} of request {n} has no title in the data; known items are 1 to {}", data.n_items - 1);
+                return Err(Error::state(Path::new(&self.pipeline.config().data.dir), what));
+            }
+            match self.known.get(&(uid, iid)) {
+                Some(&(split, i)) => {
+                    let s = data.split(split);
+                    rows.push(s.row[i], uid, iid, s.label[i], s.timestamp[i], s.history(i));
+                }
+                None => {
+                    let liked = self.liked.get(&uid).map_or(&[][..], Vec::as_slice);
+                    rows.push(-1, uid, iid, 0, 0, liked);
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The score of every row.
+    pub fn score(&mut self, rows: &Samples) -> Result<Vec<f32>, Error> {
+        let config = self.pipeline.config();
+        let prompts = encode_rows(&self.pipeline.data().titles, rows, &self.pipeline.builder(self.part))?;
+        let all: Vec<usize> = (0..rows.len()).collect();
+        let loss = if self.part == Part::Stage2 { config.stage2.loss } else { config.stage1.loss };
+        Ok(score_rows(
+            self.pipeline.model(),
+            Some(&self.trained.tensors),
+            self.trained.mf.as_ref(),
+            rows,
+            &prompts,
+            &all,
+            loss,
+            config.eval.batch_tokens,
+            &mut self.workspace,
+            |_| (),
+        ))
+    }
+}
+
+/// Writes uid, iid, score: CSV as it comes, Parquet at the end.
+pub struct ScoreWriter {
+    path: PathBuf,
+    sink: Sink,
+}
+
+enum Sink {
+    Stdout,
+    /// Written under a temporary name, renamed when it is whole.
+    Csv(BufWriter<tempfile::NamedTempFile>),
+    Parquet(Vec<i64>, Vec<i64>, Vec<f32>),
+}
+
+impl ScoreWriter {
+    /// Opens the output; `-` is standard output.
+    pub fn create(path: &Path) -> Result<Self, Error> {
+        let sink = if path == Path::new("-") {
+            Sink::Stdout
+        } else if path.extension().is_some_and(|e| e == "parquet") {
+            Sink::Parquet(Vec::new(), Vec::new(), Vec::new())
+        } else {
+            let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            Sink::Csv(BufWriter::new(tempfile::NamedTempFile::new_in(dir).map_err(Error::io(dir))?))
+        };
+        let mut writer = ScoreWriter { path: path.to_path_buf(), sink };
+        writer.line("uid,iid,score\n")?;
+        Ok(writer)
+    }
+
+    fn line(&mut self, text: &str) -> Result<(), Error> {
+        let written = match &mut self.sink {
+            Sink::Stdout => std::io::stdout().write_all(text.as_bytes()),
+            Sink::Csv(file) => file.write_all(text.as_bytes()),
+            Sink::Parquet(..) => Ok(()),
+        };
+        written.map_err(Error::io(&self.path))
+    }
+
+    /// Adds rows.
+    pub fn write(&mut self, rows: &Samples, scores: &[f32]) -> Result<(), Error> {
+        if let Sink::Parquet(uid, iid, score) = &mut self.sink {
+            uid.extend(rows.uid.iter().map(|&u| i64::from(u)));
+            iid.extend(rows.iid.iter().map(|&i| i64::from(i)));
+            score.extend_from_slice(scores);
+            return Ok(());
+        }
+        let lines: String = (0..rows.len()).map(|i| format!("{},{},{}\n", rows.uid[i], rows.iid[i], scores[i])).collect();
+        self.line(&lines)
+    }
+
+    /// Makes the output whole.
+    pub fn finish(self) -> Result<(), Error> {
+        match self.sink {
+            Sink::Stdout => Ok(()),
+            Sink::Csv(file) => {
+                let file = file.into_inner().map_err(|e| Error::Io { path: self.path.clone(), source: e.into_error() })?;
+                file.as_file().sync_all().map_err(Error::io(&self.path))?;
+                file.persist(&self.path).map(|_| ()).map_err(|e| Error::Io { path: self.path.clone(), source: e.error })
+            }
+            Sink::Parquet(uid, iid, score) => {
+                let batch = RecordBatch::try_from_iter([
+                    ("uid", Arc::new(Int64Array::from(uid)) as ArrayRef),
+                    ("iid", Arc::new(Int64Array::from(iid)) as ArrayRef),
+                    ("score", Arc::new(Float32Array::from(score)) as ArrayRef),
+                ]);
+                let batch = batch.map_err(|e| Error::state(&self.path, e.to_string()))?;
+                Ok(write_batch(&self.path, &batch)?)
+            }
+        }
+    }
+}
