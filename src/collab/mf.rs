@@ -37,6 +37,10 @@ pub struct MfConfig {
     /// Epochs without improvement of valid AUC before stopping.
     pub patience: usize,
     /// Seed of initialisation and order.
+    ///
+    /// Of the seeds 1 to 10 the default has the highest AUC on ML-1M's valid rows (.6787; they span .6659 to .6787). Test rows
+    /// had no say: there the ten span .635 to .652 in AUC and .618 to .639 in UAUC, because the scores of ids absent from train
+    /// are noise.
     pub seed: u64,
 }
 
@@ -50,7 +54,7 @@ impl Default for MfConfig {
             max_epochs: 5000,
             min_epochs: 350,
             patience: 100,
-            seed: 2023,
+            seed: 10,
         }
     }
 }
@@ -259,6 +263,45 @@ mod tests {
         assert!(close(&[loss], &floats("loss")));
         assert!(close(&gradient.users, &floats("grad.user_embedding.weight")));
         assert!(close(&gradient.items, &floats("grad.item_embedding.weight")));
+    }
+
+    /// Larger than a task, against the plain sum; the same bits on one thread and on three.
+    #[test]
+    fn gradients_do_not_depend_on_threads() {
+        let (n_users, n_items, dim) = (300, 500, 19);
+        let model = Mf::init(n_users, n_items, dim, 5);
+        let mut rng = Rng::new(5, 9);
+        let mut batch = Batch::default();
+        for _ in 0..1000 {
+            batch.users.push(rng.below(n_users as u32));
+            batch.items.push(rng.below(n_items as u32));
+            batch.labels.push(rng.below(2) as u8);
+        }
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut gradient = Mf { dim, users: vec![9.0; n_users * dim], items: vec![9.0; n_items * dim] };
+            let loss = pool.install(|| model.loss_and_gradient(&batch, &mut gradient));
+            (loss, gradient)
+        };
+        let (loss, gradient) = on(1);
+        assert_eq!((loss, &gradient), (on(3).0, &on(3).1));
+        let (mut users, mut items) = (vec![0.0f64; n_users * dim], vec![0.0f64; n_items * dim]);
+        for ((&u, &i), &l) in batch.users.iter().zip(&batch.items).zip(&batch.labels) {
+            let (p, q) = (row(&model.users, u, dim), row(&model.items, i, dim));
+            let score: f64 = p.iter().zip(q).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+            let d = (1.0 / (1.0 + (-score).exp()) - f64::from(l)) / 1000.0;
+            for k in 0..dim {
+                users[u as usize * dim + k] += d * f64::from(q[k]);
+                items[i as usize * dim + k] += d * f64::from(p[k]);
+            }
+        }
+        users[..dim].fill(0.0);
+        items[..dim].fill(0.0);
+        for (got, want) in [(&gradient.users, &users), (&gradient.items, &items)] {
+            let largest = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+            let worst = got.iter().zip(want).fold(0.0f64, |m, (&g, w)| m.max((f64::from(g) - w).abs()));
+            assert!(worst <= 1e-6 * largest, "{worst:e} of {largest:e}");
+        }
     }
 
     #[test]

@@ -5,14 +5,14 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
 
 use super::Error;
+use super::layers::{Fault, Layers};
 use super::schedule::{Schedule, ScheduleKind};
 use crate::collab::mf::MfConfig;
 use crate::device::ops::Loss;
 use crate::llm::peft::{TARGETS, Target};
-use crate::prompt::PromptStyle;
+use crate::prompt::{PromptStyle, Template};
 
 /// A resolved experiment. Defaults are the official values for ML-1M where there are any (reference, section 5).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -275,26 +275,22 @@ impl Config {
 
     /// Resolves preset, then file, then `key=value` settings.
     pub fn resolve(preset: Option<&str>, file: Option<&Path>, settings: &[String]) -> Result<Config, Error> {
-        let config_error = |origin: &str, what: String| Error::Config { origin: origin.into(), what };
-        let mut table = Table::try_from(Config::default()).map_err(|e| config_error("defaults", e.to_string()))?;
+        let mut layers = Layers::new(&Config::default())?;
         if let Some(name) = preset {
-            let found = PRESETS.iter().find(|p| p.0 == name);
-            let (_, text) = found.ok_or_else(|| {
-                config_error("--preset", format!("{name:?} is not a preset; presets: {}", Config::presets().join(", ")))
+            let (_, text) = PRESETS.iter().find(|p| p.0 == name).ok_or_else(|| {
+                let what = format!("{name:?} is not a preset; presets: {}", Config::presets().join(", "));
+                Error::Config { origin: "--preset".into(), what }
             })?;
-            overlay(&mut table, text, name)?;
+            layers.text(text, name)?;
         }
         if let Some(path) = file {
             let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-            overlay(&mut table, &text, &path.display().to_string())?;
+            layers.text(&text, &path.display().to_string())?;
         }
         for setting in settings {
-            set(&mut table, setting).map_err(|what| config_error(&format!("--set {setting}"), what))?;
+            layers.setting(setting)?;
         }
-        let origin = file.map_or_else(|| preset.unwrap_or("configuration").to_string(), |f| f.display().to_string());
-        let config: Config = table.try_into().map_err(|e: toml::de::Error| config_error(&origin, e.message().to_string()))?;
-        config.check().map_err(|what| config_error(&origin, what))?;
-        Ok(config)
+        layers.resolve(Config::check)
     }
 
     /// The resolved form, which loads back equal.
@@ -307,140 +303,92 @@ impl Config {
         self.lora.targets.iter().filter_map(|t| Target::named(t)).collect()
     }
 
-    fn check(&self) -> Result<(), String> {
-        let positive = [
-            ("lora.rank", self.lora.rank),
-            ("cie.mid_times", self.cie.mid_times),
-            ("eval.batch_tokens", self.eval.batch_tokens),
-            ("prompt.style.max_tokens", self.prompt.style.max_tokens),
-            ("prompt.style.tokens_per_vector", self.prompt.style.tokens_per_vector),
-            ("collab.mf.dim", self.collab.mf.dim),
-            ("collab.mf.batch_size", self.collab.mf.batch_size),
-            ("checkpoint.every_steps", self.checkpoint.every_steps as usize),
-        ];
-        if let Some((key, _)) = positive.iter().find(|p| p.1 == 0) {
-            return Err(format!("{key} is 0; expected at least 1"));
-        }
-        if self.prompt.style.tokens_per_vector > 64 {
-            return Err("prompt.style.tokens_per_vector exceeds 64".into());
-        }
+    /// Do the values make sense? The first that does not, and what would.
+    fn check(&self) -> Result<(), Fault> {
+        let fault = |key: &str, what: String| Err((key.to_string(), what));
+        let mf = &self.collab.mf;
+        // At least 1; the upper bounds keep a slip of the finger from becoming an allocation.
+        counts(&[
+            ("lora.rank", self.lora.rank as u64, 4096),
+            ("cie.mid_times", self.cie.mid_times as u64, 1024),
+            ("eval.batch_tokens", self.eval.batch_tokens as u64, LARGEST),
+            ("prompt.style.max_tokens", self.prompt.style.max_tokens as u64, LARGEST),
+            ("prompt.style.tokens_per_vector", self.prompt.style.tokens_per_vector as u64, 64),
+            ("collab.mf.dim", mf.dim as u64, 16_384),
+            ("collab.mf.batch_size", mf.batch_size as u64, LARGEST),
+            ("collab.mf.max_epochs", mf.max_epochs as u64, LARGEST),
+            ("collab.mf.patience", mf.patience as u64, LARGEST),
+            ("checkpoint.every_steps", self.checkpoint.every_steps, LARGEST),
+        ])?;
+        not_negative(&[
+            ("collab.mf.learning_rate", mf.learning_rate),
+            ("collab.mf.weight_decay", mf.weight_decay),
+            ("lora.alpha", self.lora.alpha),
+        ])?;
         if let Some(t) = self.lora.targets.iter().find(|t| Target::named(t).is_none()) {
-            return Err(format!("lora.targets holds {t:?}; known: {}", TARGETS.join(", ")));
+            return fault("lora.targets", format!("holds {t:?}; known: {}", TARGETS.join(", ")));
+        }
+        if self.lora.targets.is_empty() {
+            return fault("lora.targets", format!("is empty; expected some of {}", TARGETS.join(", ")));
         }
         if !(0.0..1.0).contains(&self.lora.dropout) {
-            return Err(format!("lora.dropout is {}; expected 0 <= dropout < 1", self.lora.dropout));
+            return fault("lora.dropout", format!("is {}; expected 0 <= dropout < 1", self.lora.dropout));
         }
         if self.collab.model != "mf" {
-            return Err(format!("collab.model is {:?}; known: mf", self.collab.model));
+            return fault("collab.model", format!("is {:?}; known: mf", self.collab.model));
         }
-        for (name, stage) in [("stage1", &self.stage1), ("stage2", &self.stage2)] {
-            let counts = [
-                ("batch_rows", stage.batch_rows as u64),
-                ("accumulation", stage.accumulation as u64),
-                ("micro_batch_tokens", stage.micro_batch_tokens as u64),
-                ("steps_per_epoch", stage.steps_per_epoch),
-                ("max_epochs", stage.max_epochs),
-            ];
-            if let Some((key, _)) = counts.iter().find(|c| c.1 == 0) {
-                return Err(format!("{name}.{key} is 0; expected at least 1"));
-            }
-            let rates = [
-                ("learning_rate", stage.learning_rate),
-                ("min_lr", stage.min_lr),
-                ("warmup_lr", stage.warmup_lr),
-                ("weight_decay", stage.weight_decay),
-                ("grad_clip", stage.grad_clip),
-            ];
-            if let Some((key, value)) = rates.iter().find(|r| !(r.1.is_finite() && r.1 >= 0.0)) {
-                return Err(format!("{name}.{key} is {value}; expected a number of at least 0"));
-            }
-            if !stage.train_lora && !stage.train_cie {
-                return Err(format!("{name} trains nothing; set {name}.train_lora or {name}.train_cie"));
-            }
+        for (key, name) in [("prompt.stage1", &self.prompt.stage1), ("prompt.stage2", &self.prompt.stage2)] {
+            Template::find(name).map_err(|e| (key.to_string(), format!("is not usable: {e}")))?;
+        }
+        self.stage1.check("stage1")?;
+        self.stage2.check("stage2")
+    }
+}
+
+/// Largest count: products of two still fit 64 bits.
+const LARGEST: u64 = 1_000_000_000;
+
+fn counts(settings: &[(&str, u64, u64)]) -> Result<(), Fault> {
+    match settings.iter().find(|s| !(1..=s.2).contains(&s.1)) {
+        Some((key, 0, _)) => Err((key.to_string(), "is 0; expected at least 1".into())),
+        Some((key, value, most)) => Err((key.to_string(), format!("is {value}; expected at most {most}"))),
+        None => Ok(()),
+    }
+}
+
+fn not_negative(settings: &[(&str, f64)]) -> Result<(), Fault> {
+    match settings.iter().find(|s| !(s.1.is_finite() && s.1 >= 0.0)) {
+        Some((key, value)) => Err((key.to_string(), format!("is {value}; expected a number of at least 0"))),
+        None => Ok(()),
+    }
+}
+
+impl StageConfig {
+    fn check(&self, name: &str) -> Result<(), Fault> {
+        let key = |key: &str| format!("{name}.{key}");
+        counts(&[
+            (&key("batch_rows"), self.batch_rows as u64, LARGEST),
+            (&key("accumulation"), self.accumulation as u64, LARGEST),
+            (&key("micro_batch_tokens"), self.micro_batch_tokens as u64, LARGEST),
+            (&key("steps_per_epoch"), self.steps_per_epoch, LARGEST),
+            (&key("max_epochs"), self.max_epochs, LARGEST),
+        ])?;
+        not_negative(&[
+            (&key("learning_rate"), self.learning_rate),
+            (&key("min_lr"), self.min_lr),
+            (&key("warmup_lr"), self.warmup_lr),
+            (&key("weight_decay"), self.weight_decay),
+            (&key("grad_clip"), self.grad_clip),
+        ])?;
+        if self.schedule != ScheduleKind::Constant && self.min_lr > self.learning_rate {
+            let (min, top) = (self.min_lr, self.learning_rate);
+            return Err((key("min_lr"), format!("is {min}, above {name}.learning_rate = {top}: the rate would rise; lower it")));
+        }
+        if !self.train_lora && !self.train_cie {
+            return Err((key("train_lora"), format!("and {name}.train_cie are off: {name} trains nothing; set one of them")));
         }
         Ok(())
     }
-}
-
-/// Lays a TOML text over the table; every key must exist there.
-fn overlay(table: &mut Table, text: &str, origin: &str) -> Result<(), Error> {
-    let error = |what: String| Error::Config { origin: origin.into(), what };
-    let given: Table = text.parse().map_err(|e: toml::de::Error| error(e.to_string().trim_end().to_string()))?;
-    merge(table, given, "", &mut |key, what| {
-        let name = key.rsplit('.').next().unwrap_or(key);
-        let line = text.lines().position(|l| l.trim_start().trim_start_matches('[').starts_with(name)).map_or(0, |l| l + 1);
-        error(format!("line {line}: {what}"))
-    })
-}
-
-fn merge(table: &mut Table, given: Table, path: &str, error: &mut dyn FnMut(&str, String) -> Error) -> Result<(), Error> {
-    for (key, value) in given {
-        let full = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        let Some(slot) = table.get_mut(&key) else {
-            let what = unknown(&full, &leaves(table, path));
-            return Err(error(&full, what));
-        };
-        match (slot, value) {
-            (Value::Table(inner), Value::Table(value)) => merge(inner, value, &full, error)?,
-            (Value::Table(_), other) => return Err(error(&full, format!("{full} is {}; expected a table", other.type_str()))),
-            (slot, value) => *slot = like(slot, value).map_err(|what| error(&full, format!("{full} {what}")))?,
-        }
-    }
-    Ok(())
-}
-
-/// `value` in the type of `slot`: an integer may stand for a float.
-fn like(slot: &Value, value: Value) -> Result<Value, String> {
-    match (slot, value) {
-        (Value::Float(_), Value::Integer(i)) => Ok(Value::Float(i as f64)),
-        (slot, value) if slot.same_type(&value) => Ok(value),
-        (slot, value) => Err(format!("is {value}; expected a value of type {}", slot.type_str())),
-    }
-}
-
-/// One `key=value`.
-fn set(table: &mut Table, setting: &str) -> Result<(), String> {
-    let (key, text) = setting.split_once('=').ok_or("expected key=value, like stage1.learning_rate=0.001")?;
-    let (key, text) = (key.trim(), text.trim());
-    let all = leaves(table, "");
-    let mut parts = key.split('.').collect::<Vec<_>>();
-    let last = parts.pop().ok_or("the key is empty")?;
-    let mut at = table;
-    for part in parts {
-        at = match at.get_mut(part) {
-            Some(Value::Table(inner)) => inner,
-            _ => return Err(unknown(key, &all)),
-        };
-    }
-    let slot = at.get_mut(last).filter(|v| !v.is_table()).ok_or_else(|| unknown(key, &all))?;
-    let parsed = match slot {
-        Value::String(_) => Value::String(text.trim_matches('"').into()),
-        _ => format!("v = {text}").parse::<Table>().ok().and_then(|mut t| t.remove("v")).ok_or_else(|| {
-            format!("{text:?} is not a value of type {}", slot.type_str())
-        })?,
-    };
-    *slot = like(slot, parsed)?;
-    Ok(())
-}
-
-fn leaves(table: &Table, path: &str) -> Vec<String> {
-    let full = |key: &str| if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
-    let inner = |(key, value): (&String, &Value)| match value {
-        Value::Table(t) => leaves(t, &full(key)),
-        _ => vec![full(key)],
-    };
-    table.iter().flat_map(inner).collect()
-}
-
-fn unknown(key: &str, known: &[String]) -> String {
-    let last = |k: &str| k.rsplit('.').next().unwrap_or("").to_string();
-    let likeness = |k: &&String| {
-        let whole = strsim::jaro_winkler(k, key);
-        whole.max(0.98 * strsim::jaro_winkler(&last(k), &last(key)))
-    };
-    let best = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).filter(|k| likeness(k) > 0.75);
-    let hint = best.map_or(String::new(), |k| format!("; did you mean {k}?"));
-    format!("unknown key {key}{hint}")
 }
 
 #[cfg(test)]
@@ -462,24 +410,74 @@ mod tests {
         }
     }
 
+    fn file_error(text: &str) -> String {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let e = Config::resolve(None, Some(file.path()), &[]).unwrap_err().to_string();
+        e.strip_prefix(&format!("{}: ", file.path().display())).unwrap_or(&e).to_string()
+    }
+
     #[test]
     fn unknown_keys_are_refused_with_a_suggestion() {
         assert_eq!(error(&["lora.rnak=4"]), "--set lora.rnak=4: unknown key lora.rnak; did you mean lora.rank?");
-        assert!(error(&["stage1.lerning_rate=4"]).ends_with("did you mean stage1.learning_rate?"));
+        let e = error(&["stage1.lerning_rate=4"]);
+        assert!(e.ends_with("did you mean stage1.learning_rate?"), "{e}");
+        let e = error(&["batch_rows=4"]);
+        assert!(e.ends_with("did you mean stage2.batch_rows?"), "{e}");
+        assert!(error(&["stage1.learning_rate.x=4"]).contains("unknown key stage1.learning_rate.x"));
         assert!(error(&["stage1"]).contains("expected key=value"));
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "seed = 1\n[stage1]\nbatch_row = 4\n").unwrap();
-        let e = Config::resolve(None, Some(file.path()), &[]).unwrap_err().to_string();
-        assert!(e.ends_with("line 3: unknown key stage1.batch_row; did you mean stage1.batch_rows?"), "{e}");
+        assert!(error(&["=3"]).contains("the key is empty"));
+        assert!(error(&["lora=3"]).contains("lora is a table; name one of its keys: lora."));
+        let e = file_error("seed = 1\n[stage1]\nbatch_row = 4\n");
+        assert_eq!(e, "line 3: unknown key stage1.batch_row; did you mean stage1.batch_rows?");
+    }
+
+    /// The line of the key itself, not of its namesake in another table or of a longer one.
+    #[test]
+    fn faults_of_a_file_are_told_with_their_line() {
+        let e = file_error("[stage1]\nbatch_rows = 4\nbatch_tokens = 1\n[stage2]\nbatch = 4\n");
+        assert_eq!(e, "line 5: unknown key stage2.batch; did you mean stage2.batch_rows?");
+        let e = file_error("[stage1]\nbatch_rows = 4\n\n[stage2]\nbatch_rows = \"a\"\n");
+        assert_eq!(e, "line 5: stage2.batch_rows is \"a\"; expected a value of type integer");
+        let e = file_error("# stage2\nstage2.batch_row = 4\n");
+        assert_eq!(e, "line 2: unknown key stage2.batch_row; did you mean stage2.batch_rows?");
+        let e = file_error("stage2 = { seed = 1, batch_rows = 0 }");
+        assert!(e.starts_with("line 1: unknown key stage2.seed"), "{e}");
+        assert_eq!(file_error("stage2 = 4"), "line 1: stage2 is integer; expected a table, [stage2]");
+        assert_eq!(file_error("[stages]\n"), "line 1: unknown key stages; did you mean stage2?");
+        assert_eq!(file_error("[lora.x]\n"), "line 1: unknown key lora.x");
+        let e = file_error("[stage1]\nschedule = \"linear\"\n");
+        assert!(e.starts_with("line 2: stage1.schedule: unknown variant `linear`, expected one of `constant`"), "{e}");
+        let e = file_error("[stage1]\nbatch_rows = 4\n[stage2]\nbatch_rows = 0\n");
+        assert_eq!(e, "line 4: stage2.batch_rows is 0; expected at least 1");
+        assert!(file_error("[stage1]\nbatch_rows =\n").contains("line 2, column 13"));
     }
 
     #[test]
     fn bad_values_say_what_is_expected() {
-        assert!(error(&["stage1.batch_rows=0"]).ends_with("stage1.batch_rows is 0; expected at least 1"));
+        assert_eq!(error(&["stage1.batch_rows=0"]), "--set stage1.batch_rows=0: stage1.batch_rows is 0; expected at least 1");
+        assert!(error(&["stage1.batch_rows=-1"]).ends_with("stage1.batch_rows is -1; expected an integer of at least 0"));
         assert!(error(&["stage1.batch_rows=many"]).contains("\"many\" is not a value of type integer"));
+        assert!(error(&["seed=1\nx=2"]).contains("is not a value of type integer"));
         assert!(error(&["lora.dropout=1.5"]).contains("expected 0 <= dropout < 1"));
+        assert!(error(&["lora.alpha=nan"]).ends_with("lora.alpha is NaN; expected a number of at least 0"));
         assert!(error(&["lora.targets=[\"x_proj\"]"]).contains("known: q_proj"));
-        assert!(error(&["stage1.schedule=linear"]).contains("linear"));
+        assert!(error(&["lora.targets=[]"]).contains("lora.targets is empty"));
+        assert!(error(&["lora.targets=[1]"]).starts_with("--set lora.targets=[1]: lora.targets"));
+        assert!(error(&["stage1.schedule=linear"]).starts_with("--set stage1.schedule=linear: stage1.schedule: unknown variant"));
+        assert!(error(&["stage2.learning_rate=1e-5"]).contains("stage2.min_lr is 0.00008, above stage2.learning_rate = 0.00001"));
+        assert!(error(&["stage2.train_cie=false"]).contains("stage2 trains nothing"));
+        assert!(error(&["stage1.max_epochs=99999999999"]).ends_with("expected at most 1000000000"));
+        assert!(error(&["collab.mf.patience=0"]).ends_with("collab.mf.patience is 0; expected at least 1"));
+        assert!(error(&["prompt.stage1=nope"]).contains("prompt.stage1 is not usable: template nope: neither a built-in"));
         assert!(Config::resolve(Some("ml-1m"), None, &[]).unwrap_err().to_string().contains("presets: ml-1m/collm-mf"));
+    }
+
+    #[test]
+    fn text_needs_no_quotes() {
+        let settings = ["data.dir=/a b", "llm.dir=\"q\"", "prompt.style.begin=#x", "stage1.batch_rows=5 # five", "prompt.style.empty_history=a\"b"];
+        let c = Config::resolve(None, None, &settings.map(String::from)).unwrap();
+        assert_eq!((c.data.dir.as_str(), c.llm.dir.as_str(), c.prompt.style.begin.as_str()), ("/a b", "q", "#x"));
+        assert_eq!((c.stage1.batch_rows, c.prompt.style.empty_history.as_str()), (5, "a\"b"));
     }
 }

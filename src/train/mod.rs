@@ -2,6 +2,7 @@
 
 pub mod config;
 mod error;
+mod layers;
 pub mod pipeline;
 pub mod run_dir;
 pub mod schedule;
