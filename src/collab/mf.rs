@@ -212,7 +212,11 @@ impl Mf {
 
     /// Writes the tables under their official names, with facts as metadata.
     pub fn save(&self, path: &Path, facts: &[(&str, String)]) -> Result<(), Error> {
-        write_tensors(path, &self.tensors(), facts).map_err(|source| Error::Io { path: path.into(), source })
+        let io = |source| Error::Io { path: path.into(), source };
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).map_err(io)?;
+        }
+        write_tensors(path, &self.tensors(), facts).map_err(io)
     }
 
     /// Reads what [`Self::save`] wrote.

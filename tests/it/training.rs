@@ -1,0 +1,173 @@
+//! Training end to end on a tiny model: it learns, it resumes with the same bits after SIGKILL, it ends in order on Ctrl-C.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use collm_engine::checkpoint::{Tensor, read_tensors};
+use collm_engine::rng::Rng;
+use crate::common::{command, fails, ok, path, run, tiny_data, tiny_model};
+
+/// Settings of a run of a few seconds.
+const SETTINGS: [&str; 14] = [
+    "prompt.style.max_history=2",
+    "prompt.style.max_tokens=512",
+    "collab.mf.dim=8",
+    "collab.mf.learning_rate=0.05",
+    "collab.mf.max_epochs=120",
+    "collab.mf.min_epochs=10",
+    "collab.mf.patience=20",
+    "stage1.batch_rows=4",
+    "stage1.steps_per_epoch=6",
+    "stage1.max_epochs=2",
+    "stage2.batch_rows=4",
+    "stage2.steps_per_epoch=6",
+    "stage2.max_epochs=2",
+    "checkpoint.every_steps=2",
+];
+
+fn train_args<'a>(data: &'a Path, model: &'a Path, run: &'a Path, extra: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["train", "--data", path(data), "--llm", path(model), "--run", path(run)];
+    for setting in SETTINGS.iter().chain(&["eval.valid_rows=12", "eval.test_rows=20"]) {
+        args.extend(["--set", setting]);
+    }
+    args.extend(extra);
+    args
+}
+
+/// Everything a run ends in. Tensors, not files: the order of a header's metadata is the library's to choose.
+fn results(run: &Path) -> (Vec<Vec<Tensor>>, String) {
+    let files = ["adapter/adapter_model.safetensors", "cie.safetensors", "collab/mf.safetensors"];
+    let tensors = files.iter().map(|f| read_tensors(&run.join(f)).unwrap().0).collect();
+    (tensors, std::fs::read_to_string(run.join("results.json")).unwrap())
+}
+
+fn assert_same_results(a: &Path, b: &Path) {
+    let (a, b) = (results(a), results(b));
+    for (a, b) in a.0.iter().flatten().zip(b.0.iter().flatten()) {
+        assert_eq!(a.name, b.name);
+        assert!(a == b, "{} differs", a.name);
+    }
+    assert_eq!(a.1, b.1);
+}
+
+/// metrics.jsonl without what depends on the clock.
+fn curve(run: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().filter(|l| !l.contains("\"collab\""));
+    lines.map(|l| l.split(",\"rows_per_s\"").next().unwrap().to_string()).collect()
+}
+
+#[test]
+fn a_killed_run_ends_in_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, model) = (tiny_data(dir.path()), tiny_model(dir.path()));
+    let whole = dir.path().join("whole");
+    ok(&train_args(&data, &model, &whole, &[]));
+
+    let killed = dir.path().join("killed");
+    // Moments of death differ from run to run of this test; what must come out does not.
+    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    println!("seed {seed}");
+    let mut rng = Rng::new(seed, 0);
+    let mut deaths = 0;
+    loop {
+        let resume = ["--resume"];
+        let extra = if killed.join("config.toml").exists() { &resume[..] } else { &[] };
+        let mut child = command(&train_args(&data, &model, &killed, extra)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let patience = if deaths < 12 { 50 + u64::from(rng.below(900)) } else { 600_000 };
+        let began = std::time::Instant::now();
+        let status = loop {
+            match child.try_wait().unwrap() {
+                Some(status) => break Some(status),
+                None if began.elapsed() > Duration::from_millis(patience) => break None,
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        match status {
+            Some(status) => {
+                assert!(status.success(), "after {deaths} deaths");
+                break;
+            }
+            None => {
+                child.kill().unwrap(); // SIGKILL
+                child.wait().unwrap();
+                deaths += 1;
+            }
+        }
+    }
+    println!("{deaths} deaths");
+    assert_same_results(&killed, &whole);
+    assert_eq!(curve(&killed), curve(&whole));
+}
+
+#[test]
+fn one_thread_and_two_threads_give_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, model) = (tiny_data(dir.path()), tiny_model(dir.path()));
+    let runs = ["1", "2"].map(|threads| {
+        let run = dir.path().join(threads);
+        ok(&train_args(&data, &model, &run, &["--threads", threads]));
+        run
+    });
+    assert_same_results(&runs[0], &runs[1]);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_and_exits_130() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, model) = (tiny_data(dir.path()), tiny_model(dir.path()));
+    let run_dir = dir.path().join("run");
+    let long = ["--set", "stage1.max_epochs=2000", "--set", "stage1.patience=0"];
+    let mut child = command(&train_args(&data, &model, &run_dir, &long)).stderr(Stdio::piped()).spawn().unwrap();
+    let last = run_dir.join("stage1/checkpoints/last/state.json");
+    for _ in 0..1200 {
+        if last.exists() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(last.exists(), "no checkpoint within a minute");
+    let interrupted = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let other = fails(&train_args(&data, &model, &run_dir, &["--resume"]));
+    assert!(other.contains("stage1.max_epochs was 2000, is 2"), "{other}");
+}
+
+/// Stage 2 scores what stage 1 and MF know together; a user of the test checks the whole path by scores in and out.
+#[test]
+fn scores_eval_and_exports() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, model) = (tiny_data(dir.path()), tiny_model(dir.path()));
+    let run_dir = dir.path().join("run");
+    let table = ok(&train_args(&data, &model, &run_dir, &["--set", "eval.test_rows=0"]));
+    assert!(table.contains("| CoLLM-MF |") && table.contains("| TALLRec (stage 1) |"), "{table}");
+    for name in ["config.toml", "metrics.jsonl", "adapter/adapter_config.json", "stage1/checkpoints/last/optimizer.safetensors", "stage2/checkpoints/best/state.json"] {
+        assert!(run_dir.join(name).exists(), "{name}");
+    }
+    let csv = dir.path().join("scores.csv");
+    ok(&["score", "--run", path(&run_dir), "--split", "test", "--out", path(&csv)]);
+    let judged = ok(&["eval", "--scores", path(&csv), "--data", path(&data)]);
+    let row = |text: &str, name: &str| text.lines().find(|l| l.starts_with(&format!("| {name} |"))).unwrap().split_once(" | ").unwrap().1.to_string();
+    assert_eq!(row(&judged, "scores"), row(&table, "CoLLM-MF"), "scores written and read back judge the same");
+    // The same rows as a request file give the same scores, in CSV and in Parquet.
+    let again = dir.path().join("again.csv");
+    ok(&["score", "--run", path(&run_dir), "--rows", path(&csv), "--out", path(&again)]);
+    assert_eq!(std::fs::read(&csv).unwrap(), std::fs::read(&again).unwrap());
+    let parquet = dir.path().join("scores.parquet");
+    ok(&["score", "--run", path(&run_dir), "--rows", path(&csv), "--out", path(&parquet), "--stage", "stage1"]);
+    let from_parquet = ok(&["score", "--run", path(&run_dir), "--rows", path(&parquet), "--out", "-"]);
+    assert_eq!(from_parquet.as_bytes(), std::fs::read(&csv).unwrap());
+    let requests = dir.path().join("bad.csv");
+    std::fs::write(&requests, "uid,iid\n1,2\n1,x\n").unwrap();
+    let e = fails(&["score", "--run", path(&run_dir), "--rows", path(&requests), "--out", path(&again)]);
+    assert!(e.contains("bad.csv: line 3: uid \"1\", iid \"x\"; expected two ids"), "{e}");
+    std::fs::write(&requests, "uid,iid\n1,999\n").unwrap();
+    let e = fails(&["score", "--run", path(&run_dir), "--rows", path(&requests), "--out", path(&again)]);
+    assert!(e.contains("item 999"), "{e}");
+    assert_eq!(std::fs::read(&csv).unwrap(), std::fs::read(&again).unwrap(), "a failed run leaves the old file");
+    let out = run(&["eval", "--run", path(&run_dir)]);
+    assert!(out.status.success());
+}
