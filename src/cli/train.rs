@@ -90,7 +90,8 @@ pub fn catch_interrupts() {
 pub fn cache_dir() -> PathBuf {
     let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let base = var("COLLM_CACHE").or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("collm-engine")));
-    base.or_else(|| var("HOME").map(|d| d.join(".cache").join("collm-engine"))).unwrap_or_else(|| PathBuf::from(".collm-cache"))
+    base.or_else(|| var("HOME").map(|d| d.join(".cache").join("collm-engine")))
+        .unwrap_or_else(|| PathBuf::from(".collm-cache"))
 }
 
 /// Runs the subcommand.

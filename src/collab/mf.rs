@@ -129,8 +129,12 @@ impl<T: Real> Mf<T> {
         };
         let rows: Vec<(f64, T)> = (0..n).into_par_iter().with_min_len(MIN_ROWS).map(one).collect();
         let d_score = |r: u32| rows[r as usize].1;
-        gather(&mut gradient.users, self.dim, &batch.users, |r| (d_score(r), row(&self.items, batch.items[r as usize], self.dim)));
-        gather(&mut gradient.items, self.dim, &batch.items, |r| (d_score(r), row(&self.users, batch.users[r as usize], self.dim)));
+        gather(&mut gradient.users, self.dim, &batch.users, |r| {
+            (d_score(r), row(&self.items, batch.items[r as usize], self.dim))
+        });
+        gather(&mut gradient.items, self.dim, &batch.items, |r| {
+            (d_score(r), row(&self.users, batch.users[r as usize], self.dim))
+        });
         rows.iter().map(|r| r.0).sum::<f64>() / n as f64
     }
 }
@@ -206,7 +210,8 @@ impl Mf {
     }
 
     fn tensors(&self) -> Vec<Tensor> {
-        let tensor = |name: &str, values: &[f32]| Tensor::new(name, vec![values.len() / self.dim, self.dim], values.to_vec());
+        let tensor =
+            |name: &str, values: &[f32]| Tensor::new(name, vec![values.len() / self.dim, self.dim], values.to_vec());
         vec![tensor("user_embedding.weight", &self.users), tensor("item_embedding.weight", &self.items)]
     }
 
@@ -248,8 +253,7 @@ mod tests {
         let file = SafeTensors::deserialize(bytes).unwrap();
         let floats = |name: &str| -> Vec<f64> { bytemuck::pod_collect_to_vec(file.tensor(name).unwrap().data()) };
         let ids = |name: &str| -> Vec<i64> { bytemuck::pod_collect_to_vec(file.tensor(name).unwrap().data()) };
-        let model =
-            Mf { dim: 8, users: floats("user_embedding.weight"), items: floats("item_embedding.weight") };
+        let model = Mf { dim: 8, users: floats("user_embedding.weight"), items: floats("item_embedding.weight") };
         let (users, items, labels) = (ids("users"), ids("items"), floats("labels"));
         // Whatever was in the buffers is overwritten.
         let mut gradient = Mf { dim: 8, users: vec![9.0; model.users.len()], items: vec![9.0; model.items.len()] };

@@ -96,6 +96,7 @@ impl Collector {
 
     /// Adds an interaction; its split is assigned later. `known_items_only`: rows of other items are left out, as an inner
     /// join does, instead of being noted as unusable.
+    #[allow(clippy::too_many_arguments)] // the fields of a row, and where it stands
     pub fn interaction(
         &mut self,
         path: &Path,

@@ -173,8 +173,10 @@ mod tests {
         let one = |name: &str| bytemuck::pod_collect_to_vec::<u8, f64>(file.tensor(name).unwrap().data())[0];
         let users: Vec<u32> = ints("users").iter().map(|&u| u as u32).collect();
         let labels: Vec<u8> = ints("labels").iter().map(|&l| l as u8).collect();
-        let scores: Vec<f32> =
-            bytemuck::pod_collect_to_vec::<u8, f64>(file.tensor("scores").unwrap().data()).iter().map(|&s| s as f32).collect();
+        let scores: Vec<f32> = bytemuck::pod_collect_to_vec::<u8, f64>(file.tensor("scores").unwrap().data())
+            .iter()
+            .map(|&s| s as f32)
+            .collect();
         let m = evaluate(&users, &labels, &scores).unwrap();
         assert!((m.auc.unwrap() - one("auc")).abs() < 1e-12, "{m:?}");
         assert!((m.uauc.unwrap() - one("uauc")).abs() < 1e-12, "{m:?}");

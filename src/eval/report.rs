@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{Metrics, Subset, evaluate_subset};
 use super::Error;
+use super::metrics::{Metrics, Subset, evaluate_subset};
 use crate::data::Samples;
 
 /// One method's results.
@@ -36,7 +36,9 @@ pub fn digits(value: Option<f64>) -> String {
 
 /// The results as a Markdown table.
 pub fn markdown(results: &[MethodResult]) -> String {
-    let mut text = String::from("| method | AUC | UAUC | NDCG | warm AUC | warm UAUC | cold AUC | cold UAUC |\n|---|---|---|---|---|---|---|---|\n");
+    let mut text = String::from(
+        "| method | AUC | UAUC | NDCG | warm AUC | warm UAUC | cold AUC | cold UAUC |\n|---|---|---|---|---|---|---|---|\n",
+    );
     for r in results {
         let cells = [r.all.auc, r.all.uauc, r.all.ndcg, r.warm.auc, r.warm.uauc, r.cold.auc, r.cold.uauc].map(digits);
         text += &format!("| {} | {} |\n", r.method, cells.join(" | "));

@@ -81,6 +81,9 @@ pub struct Model {
     fingerprint: String,
 }
 
+/// Looks at the last tokens' residual stream, `[n_prompts, hidden]`.
+pub type Tap<'a> = &'a mut dyn FnMut(&[f32]);
+
 /// What a training pass reads and what it adds gradients to.
 #[derive(Debug)]
 pub struct TrainPass<'a> {
@@ -181,7 +184,7 @@ impl Model {
         batch: &PackedBatch,
         vectors: &[f32],
         workspace: &'w mut Workspace,
-        tap: Option<&mut dyn FnMut(&[f32])>,
+        tap: Option<Tap>,
     ) -> &'w [f32] {
         self.forward(lora, None, batch, vectors, workspace, false, tap);
         &workspace.y
@@ -248,7 +251,7 @@ impl Model {
         vectors: &[f32],
         workspace: &mut Workspace,
         save: bool,
-        mut tap: Option<&mut dyn FnMut(&[f32])>,
+        mut tap: Option<Tap>,
     ) {
         let hidden = self.config.hidden_size;
         let Workspace { space, saved, x, y, inv_rms } = workspace;

@@ -371,7 +371,7 @@ impl Loader<'_> {
         };
         let (rows, cols) = if let [rows, cols] = *shape { (rows, cols) } else { (1, shape[0]) };
         let bytes = &found.map[found.start..found.end];
-        let aligned = bytes.as_ptr() as usize % width == 0;
+        let aligned = (bytes.as_ptr() as usize).is_multiple_of(width);
         let data = match (aligned, width) {
             (true, _) => Data::Mapped(found.map.clone(), found.start, found.end),
             (false, 4) => Data::F32(Arc::new(bytemuck::pod_collect_to_vec(bytes))),

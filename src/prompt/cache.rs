@@ -160,6 +160,9 @@ pub fn encode_rows(titles: &[String], rows: &Samples, builder: &PromptBuilder) -
     Ok(PromptSet::open(Backing::owned(&bytes), &key).unwrap_or_else(|| unreachable!("just made")))
 }
 
+/// Ids and slots of one prompt.
+type Encoded = (Vec<u32>, Vec<Slot>);
+
 fn encode(
     titles: &[String],
     rows: &Samples,
@@ -168,7 +171,7 @@ fn encode(
     progress: &(dyn Fn(usize) + Sync),
 ) -> Result<Vec<u8>, Error> {
     let done = std::sync::atomic::AtomicUsize::new(0);
-    let prompts: Result<Vec<(Vec<u32>, Vec<Slot>)>, Error> = (0..rows.len())
+    let prompts: Result<Vec<Encoded>, Error> = (0..rows.len())
         .into_par_iter()
         .with_min_len(64)
         .map(|i| {
@@ -179,7 +182,7 @@ fn encode(
         })
         .collect();
     let prompts = prompts?;
-    let offsets = |len: &dyn Fn(&(Vec<u32>, Vec<Slot>)) -> usize| {
+    let offsets = |len: &dyn Fn(&Encoded) -> usize| {
         let mut at = 0u64;
         let mut offsets = vec![0];
         offsets.extend(prompts.iter().map(|p| {

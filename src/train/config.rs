@@ -382,10 +382,16 @@ impl StageConfig {
         ])?;
         if self.schedule != ScheduleKind::Constant && self.min_lr > self.learning_rate {
             let (min, top) = (self.min_lr, self.learning_rate);
-            return Err((key("min_lr"), format!("is {min}, above {name}.learning_rate = {top}: the rate would rise; lower it")));
+            return Err((
+                key("min_lr"),
+                format!("is {min}, above {name}.learning_rate = {top}: the rate would rise; lower it"),
+            ));
         }
         if !self.train_lora && !self.train_cie {
-            return Err((key("train_lora"), format!("and {name}.train_cie are off: {name} trains nothing; set one of them")));
+            return Err((
+                key("train_lora"),
+                format!("and {name}.train_cie are off: {name} trains nothing; set one of them"),
+            ));
         }
         Ok(())
     }
@@ -396,13 +402,16 @@ mod tests {
     use super::*;
 
     fn error(settings: &[&str]) -> String {
-        Config::resolve(None, None, &settings.iter().map(|s| s.to_string()).collect::<Vec<_>>()).unwrap_err().to_string()
+        Config::resolve(None, None, &settings.iter().map(|s| s.to_string()).collect::<Vec<_>>())
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
     fn presets_resolve_and_round_trip() {
         for name in Config::presets() {
-            let config = Config::resolve(Some(name), None, &["seed=7".into(), "stage1.learning_rate=1".into()]).unwrap();
+            let config =
+                Config::resolve(Some(name), None, &["seed=7".into(), "stage1.learning_rate=1".into()]).unwrap();
             assert_eq!((config.seed, config.stage1.learning_rate), (7, 1.0));
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), config.to_toml().unwrap()).unwrap();
@@ -455,8 +464,13 @@ mod tests {
 
     #[test]
     fn bad_values_say_what_is_expected() {
-        assert_eq!(error(&["stage1.batch_rows=0"]), "--set stage1.batch_rows=0: stage1.batch_rows is 0; expected at least 1");
-        assert!(error(&["stage1.batch_rows=-1"]).ends_with("stage1.batch_rows is -1; expected an integer of at least 0"));
+        assert_eq!(
+            error(&["stage1.batch_rows=0"]),
+            "--set stage1.batch_rows=0: stage1.batch_rows is 0; expected at least 1"
+        );
+        assert!(
+            error(&["stage1.batch_rows=-1"]).ends_with("stage1.batch_rows is -1; expected an integer of at least 0")
+        );
         assert!(error(&["stage1.batch_rows=many"]).contains("\"many\" is not a value of type integer"));
         assert!(error(&["seed=1\nx=2"]).contains("is not a value of type integer"));
         assert!(error(&["lora.dropout=1.5"]).contains("expected 0 <= dropout < 1"));
@@ -464,18 +478,32 @@ mod tests {
         assert!(error(&["lora.targets=[\"x_proj\"]"]).contains("known: q_proj"));
         assert!(error(&["lora.targets=[]"]).contains("lora.targets is empty"));
         assert!(error(&["lora.targets=[1]"]).starts_with("--set lora.targets=[1]: lora.targets"));
-        assert!(error(&["stage1.schedule=linear"]).starts_with("--set stage1.schedule=linear: stage1.schedule: unknown variant"));
-        assert!(error(&["stage2.learning_rate=1e-5"]).contains("stage2.min_lr is 0.00008, above stage2.learning_rate = 0.00001"));
+        assert!(
+            error(&["stage1.schedule=linear"])
+                .starts_with("--set stage1.schedule=linear: stage1.schedule: unknown variant")
+        );
+        assert!(
+            error(&["stage2.learning_rate=1e-5"])
+                .contains("stage2.min_lr is 0.00008, above stage2.learning_rate = 0.00001")
+        );
         assert!(error(&["stage2.train_cie=false"]).contains("stage2 trains nothing"));
         assert!(error(&["stage1.max_epochs=99999999999"]).ends_with("expected at most 1000000000"));
         assert!(error(&["collab.mf.patience=0"]).ends_with("collab.mf.patience is 0; expected at least 1"));
-        assert!(error(&["prompt.stage1=nope"]).contains("prompt.stage1 is not usable: template nope: neither a built-in"));
+        assert!(
+            error(&["prompt.stage1=nope"]).contains("prompt.stage1 is not usable: template nope: neither a built-in")
+        );
         assert!(Config::resolve(Some("ml-1m"), None, &[]).unwrap_err().to_string().contains("presets: ml-1m/collm-mf"));
     }
 
     #[test]
     fn text_needs_no_quotes() {
-        let settings = ["data.dir=/a b", "llm.dir=\"q\"", "prompt.style.begin=#x", "stage1.batch_rows=5 # five", "prompt.style.empty_history=a\"b"];
+        let settings = [
+            "data.dir=/a b",
+            "llm.dir=\"q\"",
+            "prompt.style.begin=#x",
+            "stage1.batch_rows=5 # five",
+            "prompt.style.empty_history=a\"b",
+        ];
         let c = Config::resolve(None, None, &settings.map(String::from)).unwrap();
         assert_eq!((c.data.dir.as_str(), c.llm.dir.as_str(), c.prompt.style.begin.as_str()), ("/a b", "q", "#x"));
         assert_eq!((c.stage1.batch_rows, c.prompt.style.empty_history.as_str()), (5, "a\"b"));

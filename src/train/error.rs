@@ -32,7 +32,9 @@ pub enum Error {
         what: String,
     },
     /// The loss is not a number any more.
-    #[error("the loss became {loss} at step {step}; lower the learning rate (--set {stage}.learning_rate=…) or set {stage}.grad_clip")]
+    #[error(
+        "the loss became {loss} at step {step}; lower the learning rate (--set {stage}.learning_rate=…) or set {stage}.grad_clip"
+    )]
     Diverged {
         /// Stage.
         stage: String,

@@ -46,7 +46,9 @@ impl Layers {
     /// Lays one `key=value` over what is there. Text needs no quotes.
     pub fn setting(&mut self, setting: &str) -> Result<(), Error> {
         let origin = format!("--set {setting}");
-        self.assign(setting).map(|key| _ = self.origins.insert(key, origin.clone())).map_err(|what| error(&origin, &what))
+        self.assign(setting)
+            .map(|key| _ = self.origins.insert(key, origin.clone()))
+            .map_err(|what| error(&origin, &what))
     }
 
     fn assign(&mut self, setting: &str) -> Result<String, String> {
@@ -64,7 +66,8 @@ impl Layers {
             let inner = known.iter().filter(|k| k.starts_with(&format!("{key}."))).cloned().collect::<Vec<_>>();
             return Err(format!("{key} is a table; name one of its keys: {}", inner.join(", ")));
         }
-        let parsed = format!("v = {text}").parse::<Table>().ok().filter(|t| t.len() == 1).and_then(|mut t| t.remove("v"));
+        let parsed =
+            format!("v = {text}").parse::<Table>().ok().filter(|t| t.len() == 1).and_then(|mut t| t.remove("v"));
         let value = match (&slot, parsed) {
             (Value::String(_), Some(Value::String(quoted))) => Value::String(quoted),
             (Value::String(_), _) => Value::String(text.into()),

@@ -53,7 +53,10 @@ pub struct Trained {
 impl Pipeline {
     /// Loads what the configuration names. Tokenised prompts are kept in `cache`.
     pub fn open(config: Config, cache: &Path, progress: Progress) -> Result<Self, Error> {
-        let missing = |key: &str| Error::Config { origin: "configuration".into(), what: format!("{key} is empty; set it with --set {key}=DIR") };
+        let missing = |key: &str| Error::Config {
+            origin: "configuration".into(),
+            what: format!("{key} is empty; set it with --set {key}=DIR"),
+        };
         if config.data.dir.is_empty() {
             return Err(missing("data.dir"));
         }
@@ -73,7 +76,8 @@ impl Pipeline {
         let longest = config.prompt.style.max_tokens;
         let limit = weights.config.longest_prompt().min(crate::llm::batch::MAX_PROMPT_TOKENS);
         if longest > limit {
-            let what = format!("prompt.style.max_tokens is {longest}, but this model reads at most {limit} tokens; lower it");
+            let what =
+                format!("prompt.style.max_tokens is {longest}, but this model reads at most {limit} tokens; lower it");
             return Err(Error::Config { origin: "configuration".into(), what });
         }
         let templates = [Template::find(&config.prompt.stage1)?, Template::find(&config.prompt.stage2)?];
@@ -138,8 +142,12 @@ impl Pipeline {
             crate::collab::Error::Interrupted => Error::Interrupted,
             other => other.into(),
         })?;
-        task.finish(&format!("{} epochs, best valid AUC {:.4} at epoch {}", trained.epochs, trained.best_auc, trained.best_epoch));
-        let facts = [("key", key), ("best_epoch", trained.best_epoch.to_string()), ("valid_auc", trained.best_auc.to_string())];
+        task.finish(&format!(
+            "{} epochs, best valid AUC {:.4} at epoch {}",
+            trained.epochs, trained.best_auc, trained.best_epoch
+        ));
+        let facts =
+            [("key", key), ("best_epoch", trained.best_epoch.to_string()), ("valid_auc", trained.best_auc.to_string())];
         let facts: Vec<(&str, String)> = facts.into_iter().collect();
         trained.model.save(&path, &facts)?;
         Ok(trained.model)
@@ -193,7 +201,8 @@ impl Pipeline {
 
     fn load_best(&self, run: &Path, stage: &str, into: &mut Trainable) -> Result<(), Error> {
         let dir = run.join(stage).join("checkpoints");
-        let saved = Checkpoint::<serde_json::Value>::load(&dir, "best").map_err(|e| Error::state(&dir, e.to_string()))?;
+        let saved =
+            Checkpoint::<serde_json::Value>::load(&dir, "best").map_err(|e| Error::state(&dir, e.to_string()))?;
         let saved = saved.ok_or_else(|| Error::state(&dir, format!("{stage} has not been trained in this run")))?;
         into.restore(saved.model).map_err(|what| Error::state(&dir.join("best"), what))
     }
@@ -229,7 +238,13 @@ impl Pipeline {
     }
 
     /// Scores test rows with a part of the run.
-    pub fn score_test(&self, part: Part, trained: Option<&Trained>, rows: &[usize], name: &str) -> Result<(Vec<f32>, Duration), Error> {
+    pub fn score_test(
+        &self,
+        part: Part,
+        trained: Option<&Trained>,
+        rows: &[usize],
+        name: &str,
+    ) -> Result<(Vec<f32>, Duration), Error> {
         let prompts = self.prompts(part, Split::Test)?;
         let task = self.progress.task(&format!("score {name}"), rows.len() as u64);
         let loss = if part == Part::Stage2 { self.config.stage2.loss } else { self.config.stage1.loss };
@@ -260,7 +275,8 @@ impl Pipeline {
         let scores = stage2.mf.as_ref().map(|mf| mf.scores(&samples)).unwrap_or_default();
         results.push((MethodResult::new("MF", &samples, &scores)?, began.elapsed()));
         let stage1 = self.trained(run, Part::Stage1)?;
-        for (name, part, trained) in [("TALLRec (stage 1)", Part::Stage1, &stage1), ("CoLLM-MF", Part::Stage2, &stage2)] {
+        for (name, part, trained) in [("TALLRec (stage 1)", Part::Stage1, &stage1), ("CoLLM-MF", Part::Stage2, &stage2)]
+        {
             let (scores, took) = self.score_test(part, Some(trained), &rows, name)?;
             results.push((MethodResult::new(name, &samples, &scores)?, took));
         }

@@ -26,11 +26,17 @@ impl RunDir {
             let before = Config::resolve(None, Some(&path), &[])?;
             let differing = differences(&before, config)?;
             if !differing.is_empty() {
-                let what = format!("this run was made with another configuration: {}; choose another --run", differing.join(", "));
+                let what = format!(
+                    "this run was made with another configuration: {}; choose another --run",
+                    differing.join(", ")
+                );
                 return Err(Error::state(root, what));
             }
             if !resume {
-                return Err(Error::state(root, "this run exists; pass --resume to go on with it, or choose another --run"));
+                return Err(Error::state(
+                    root,
+                    "this run exists; pass --resume to go on with it, or choose another --run",
+                ));
             }
         }
         std::fs::create_dir_all(root).map_err(Error::io(root))?;
@@ -53,7 +59,9 @@ impl RunDir {
     /// Appends scalars to `metrics.jsonl` and to the event file. `phase` is `train` or `valid`.
     pub fn log(&mut self, stage: &str, phase: &str, step: u64, values: &[(&str, f64)]) -> Result<(), Error> {
         let mut record: Map<String, Value> =
-            [("stage".into(), json!(stage)), ("phase".into(), json!(phase)), ("step".into(), json!(step))].into_iter().collect();
+            [("stage".into(), json!(stage)), ("phase".into(), json!(phase)), ("step".into(), json!(step))]
+                .into_iter()
+                .collect();
         record.extend(values.iter().map(|(k, v)| (k.to_string(), json!(v))));
         let path = self.root.join("metrics.jsonl");
         let line = Value::Object(record).to_string() + "\n";
@@ -95,7 +103,9 @@ fn differences(a: &Config, b: &Config) -> Result<Vec<String>, Error> {
             _ => {}
         }
     }
-    let value = |c: &Config| serde_json::to_value(c).map_err(|e| Error::Config { origin: "configuration".into(), what: e.to_string() });
+    let value = |c: &Config| {
+        serde_json::to_value(c).map_err(|e| Error::Config { origin: "configuration".into(), what: e.to_string() })
+    };
     let mut out = Vec::new();
     walk("", &value(a)?, &value(b)?, &mut out);
     Ok(out)
@@ -133,7 +143,8 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         run.rewind("stage1", 3).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        let steps: Vec<u64> = text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["step"].as_u64().unwrap()).collect();
+        let steps: Vec<u64> =
+            text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["step"].as_u64().unwrap()).collect();
         assert_eq!(steps, [1, 2, 3, 9]);
     }
 }

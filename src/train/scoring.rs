@@ -42,7 +42,10 @@ impl RowReader {
                     integers(array).map_err(|e| bad(format!("column {name} {e}")))
                 };
                 for (row, (u, i)) in column("uid")?.into_iter().zip(column("iid")?).enumerate() {
-                    pairs.push((id(u).map_err(|e| bad(format!("row {row}: uid {e}")))?, id(i).map_err(|e| bad(format!("row {row}: iid {e}")))?));
+                    pairs.push((
+                        id(u).map_err(|e| bad(format!("row {row}: uid {e}")))?,
+                        id(i).map_err(|e| bad(format!("row {row}: iid {e}")))?,
+                    ));
                 }
             }
             Source::Parquet(pairs.chunks(CHUNK).map(<[_]>::to_vec).collect::<Vec<_>>().into_iter())
@@ -51,7 +54,10 @@ impl RowReader {
             let header = reader.headers().map_err(|e| bad(e.to_string()))?.clone();
             let column = |name: &str| {
                 let names = || header.iter().collect::<Vec<_>>().join(", ");
-                header.iter().position(|h| h == name).ok_or_else(|| bad(format!("has no column {name}; its columns are {}", names())))
+                header
+                    .iter()
+                    .position(|h| h == name)
+                    .ok_or_else(|| bad(format!("has no column {name}; its columns are {}", names())))
             };
             Source::Csv { uid: column("uid")?, iid: column("iid")?, reader: Box::new(reader) }
         };
@@ -80,7 +86,10 @@ impl Iterator for RowReader {
                     match (record[*uid].trim().parse(), record[*iid].trim().parse()) {
                         (Ok(u), Ok(i)) => pairs.push((u, i)),
                         _ => {
-                            let what = format!("line {line}: uid {:?}, iid {:?}; expected two ids", &record[*uid], &record[*iid]);
+                            let what = format!(
+                                "line {line}: uid {:?}, iid {:?}; expected two ids",
+                                &record[*uid], &record[*iid]
+                            );
                             return Some(Err(Error::state(&self.path, what)));
                         }
                     }
@@ -132,7 +141,10 @@ impl<'a> Scorer<'a> {
         let mut rows = Samples::empty();
         for (n, &(uid, iid)) in pairs.iter().enumerate() {
             if data.titles.get(iid as usize).is_none_or(String::is_empty) {
-                let what = format!("item {iid} of request {n} has no title in the data; known items are 1 to {}", data.n_items - 1);
+                let what = format!(
+                    "item {iid} of request {n} has no title in the data; known items are 1 to {}",
+                    data.n_items - 1
+                );
                 return Err(Error::state(Path::new(&self.pipeline.config().data.dir), what));
             }
             match self.known.get(&(uid, iid)) {
@@ -216,7 +228,8 @@ impl ScoreWriter {
             score.extend_from_slice(scores);
             return Ok(());
         }
-        let lines: String = (0..rows.len()).map(|i| format!("{},{},{}\n", rows.uid[i], rows.iid[i], scores[i])).collect();
+        let lines: String =
+            (0..rows.len()).map(|i| format!("{},{},{}\n", rows.uid[i], rows.iid[i], scores[i])).collect();
         self.line(&lines)
     }
 
@@ -225,7 +238,8 @@ impl ScoreWriter {
         match self.sink {
             Sink::Stdout => Ok(()),
             Sink::Csv(file) => {
-                let file = file.into_inner().map_err(|e| Error::Io { path: self.path.clone(), source: e.into_error() })?;
+                let file =
+                    file.into_inner().map_err(|e| Error::Io { path: self.path.clone(), source: e.into_error() })?;
                 file.as_file().sync_all().map_err(Error::io(&self.path))?;
                 file.persist(&self.path).map(|_| ()).map_err(|e| Error::Io { path: self.path.clone(), source: e.error })
             }

@@ -238,7 +238,10 @@ impl Stage<'_> {
             }
         }
         let outcome = trainer.outcome()?;
-        task.finish(&format!("{} steps, best valid AUC {:.4} at step {}", outcome.steps, outcome.best_auc, outcome.best_step));
+        task.finish(&format!(
+            "{} steps, best valid AUC {:.4} at step {}",
+            outcome.steps, outcome.best_auc, outcome.best_step
+        ));
         Ok(outcome)
     }
 }
@@ -267,7 +270,12 @@ impl<'a> Trainer<'a> {
         let (config, seed) = (stage.config, stage.experiment.seed);
         let rows = limited_rows(stage.train.len(), config.rows, seed);
         if rows.len() < config.batch_rows && config.batch_tokens == 0 {
-            let what = format!("{} train rows for batches of {}; lower {}.batch_rows", rows.len(), config.batch_rows, stage.name);
+            let what = format!(
+                "{} train rows for batches of {}; lower {}.batch_rows",
+                rows.len(),
+                config.batch_rows,
+                stage.name
+            );
             return Err(Error::Config { origin: stage.name.into(), what });
         }
         let mut trainer = Trainer {
@@ -283,7 +291,8 @@ impl<'a> Trainer<'a> {
         };
         let lengths: Vec<usize> = trainer.trained().iter().map(|t| t.1.len()).collect();
         trainer.adam = Adam::new(Decay::Decoupled, lengths);
-        let saved = Checkpoint::<State>::load(&trainer.dir, "last").map_err(|e| Error::state(&trainer.dir, e.to_string()))?;
+        let saved =
+            Checkpoint::<State>::load(&trainer.dir, "last").map_err(|e| Error::state(&trainer.dir, e.to_string()))?;
         if let Some(saved) = saved {
             trainer.restore(saved).map_err(|what| Error::state(&trainer.dir.join("last"), what))?;
         }
@@ -301,7 +310,12 @@ impl<'a> Trainer<'a> {
         let mut optimizer = Vec::new();
         if with_optimizer {
             for (prefix, moments) in [("m", &self.adam.m), ("v", &self.adam.v)] {
-                optimizer.extend(moments.iter().enumerate().map(|(i, v)| Tensor::new(format!("{prefix}{i}"), vec![v.len()], v.clone())));
+                optimizer.extend(
+                    moments
+                        .iter()
+                        .enumerate()
+                        .map(|(i, v)| Tensor::new(format!("{prefix}{i}"), vec![v.len()], v.clone())),
+                );
             }
         }
         let state = State { adam_step: self.adam.step, ..self.state.clone() };
@@ -325,7 +339,8 @@ impl<'a> Trainer<'a> {
     fn outcome(&self) -> Result<Outcome, Error> {
         let place = self.dir.join("best");
         let saved = Checkpoint::<State>::load(&self.dir, "best").map_err(|e| Error::state(&place, e.to_string()))?;
-        let saved = saved.ok_or_else(|| Error::state(&place, "the best checkpoint is missing; delete the run and train again"))?;
+        let saved = saved
+            .ok_or_else(|| Error::state(&place, "the best checkpoint is missing; delete the run and train again"))?;
         let mut best = self.current.clone();
         best.restore(saved.model).map_err(|what| Error::state(&place, what))?;
         let State { best_auc, best_step, step, .. } = self.state;
@@ -359,11 +374,9 @@ impl<'a> Trainer<'a> {
         let stage = self.stage;
         let (config, samples) = (stage.config, &stage.data.train);
         let rows: Vec<usize> = (0..config.accumulation).flat_map(|_| self.next_rows()).collect();
-        let dropout = (stage.experiment.lora.dropout > 0.0 && (config.train_lora || config.frozen_lora_dropout)).then(|| Dropout {
-            p: stage.experiment.lora.dropout as f32,
-            seed: stage.experiment.seed,
-            step: self.state.step,
-        });
+        let p = stage.experiment.lora.dropout as f32;
+        let active = p > 0.0 && (config.train_lora || config.frozen_lora_dropout);
+        let dropout = active.then_some(Dropout { p, seed: stage.experiment.seed, step: self.state.step });
         self.gradient.lora.fill_zero();
         if let Some(cie) = &mut self.gradient.cie {
             cie.tensors.iter_mut().for_each(|t| t.fill(0.0));

@@ -46,14 +46,19 @@ impl EventFile {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let name = format!("events.out.tfevents.{}.{}.collm-engine", now.as_secs(), std::process::id());
         let mut file = EventFile(OpenOptions::new().create(true).append(true).open(dir.join(name))?);
-        file.write(Event { wall_time: now.as_secs_f64(), file_version: Some("brain.Event:2".into()), ..Event::default() })?;
+        file.write(Event {
+            wall_time: now.as_secs_f64(),
+            file_version: Some("brain.Event:2".into()),
+            ..Event::default()
+        })?;
         Ok(file)
     }
 
     /// Appends scalars of a step.
     pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> std::io::Result<()> {
         let wall_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let value = values.iter().map(|(tag, v)| SummaryValue { tag: tag.to_string(), simple_value: *v as f32 }).collect();
+        let value =
+            values.iter().map(|(tag, v)| SummaryValue { tag: tag.to_string(), simple_value: *v as f32 }).collect();
         self.write(Event { wall_time, step: step as i64, file_version: None, summary: Some(Summary { value }) })
     }
 

@@ -31,12 +31,21 @@ fn damaged_models_are_named() {
         verify(&model)
     };
     let e = with("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4");
-    assert!(e.contains("9 problem(s)") && e.contains("missing tensor model.layers.3.mlp.up_proj.weight, shape [192, 96]"), "{e}");
+    assert!(
+        e.contains("9 problem(s)") && e.contains("missing tensor model.layers.3.mlp.up_proj.weight, shape [192, 96]"),
+        "{e}"
+    );
     let e = with("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2");
     assert!(e.contains("unexpected tensor model.layers.2.input_layernorm.weight"), "{e}");
     let e = with("\"intermediate_size\": 192", "\"intermediate_size\": 190");
-    assert!(e.contains("model.layers.0.mlp.gate_proj.weight has shape [192, 96]; the configuration needs [190, 96]"), "{e}");
-    assert!(with("\"llama\"", "\"gpt_neox\"").contains("model_type \"gpt_neox\" is not supported; supported: llama, mistral, qwen2"));
+    assert!(
+        e.contains("model.layers.0.mlp.gate_proj.weight has shape [192, 96]; the configuration needs [190, 96]"),
+        "{e}"
+    );
+    assert!(
+        with("\"llama\"", "\"gpt_neox\"")
+            .contains("model_type \"gpt_neox\" is not supported; supported: llama, mistral, qwen2")
+    );
 }
 
 #[test]
@@ -61,17 +70,33 @@ fn damaged_gguf_files_are_named() {
     let text = |s: &str| [&(s.len() as u64).to_le_bytes()[..], s.as_bytes()].concat();
     assert!(convert(&header(u64::MAX, 0)).contains("the header is damaged"));
     let arch = |name: &str| [text("general.architecture"), 8u32.to_le_bytes().to_vec(), text(name)].concat();
-    assert!(convert(&[header(0, 1), arch("gpt2")].concat()).contains("architecture \"gpt2\" is not supported; supported: llama, qwen2"));
+    assert!(
+        convert(&[header(0, 1), arch("gpt2")].concat())
+            .contains("architecture \"gpt2\" is not supported; supported: llama, qwen2")
+    );
     let tensor = |kind: u32, offset: u64| {
-        [text("output.weight"), 1u32.to_le_bytes().to_vec(), 256u64.to_le_bytes().to_vec(), kind.to_le_bytes().to_vec(), offset.to_le_bytes().to_vec()].concat()
+        [
+            text("output.weight"),
+            1u32.to_le_bytes().to_vec(),
+            256u64.to_le_bytes().to_vec(),
+            kind.to_le_bytes().to_vec(),
+            offset.to_le_bytes().to_vec(),
+        ]
+        .concat()
     };
-    assert!(convert(&[header(1, 0), tensor(10, 0)].concat()).contains("tensor output.weight: type 10 (Q2_K) is not supported"));
+    assert!(
+        convert(&[header(1, 0), tensor(10, 0)].concat())
+            .contains("tensor output.weight: type 10 (Q2_K) is not supported")
+    );
     assert!(convert(&[header(1, 0), tensor(8, 0)].concat()).contains("tensor output.weight ends beyond the file's"));
     assert!(convert(&[header(1, 0), tensor(8, u64::MAX)].concat()).contains("ends beyond the file"));
     std::fs::create_dir(&out).unwrap();
     std::fs::write(out.join("precious"), "x").unwrap();
     let e = fails(&["convert", path(&file), path(&out)]);
-    assert!(e.contains("is not empty; choose another directory or pass --force") && out.join("precious").exists(), "{e}");
+    assert!(
+        e.contains("is not empty; choose another directory or pass --force") && out.join("precious").exists(),
+        "{e}"
+    );
 }
 
 #[test]
@@ -82,7 +107,8 @@ fn adapters_that_do_not_fit_are_named() {
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         std::fs::copy(from.join("adapter").join(name), dir.path().join(name)).unwrap();
     }
-    let verify = || fails(&["verify", "--model", path(&from), "--against", path(&golden), "--adapter", path(dir.path())]);
+    let verify =
+        || fails(&["verify", "--model", path(&from), "--against", path(&golden), "--adapter", path(dir.path())]);
     let file = dir.path().join("adapter_config.json");
     let config = std::fs::read_to_string(&file).unwrap();
     let with = |from: &str, to: &str| {
@@ -92,8 +118,14 @@ fn adapters_that_do_not_fit_are_named() {
     };
     assert!(with("\"use_dora\": false", "\"use_dora\": true").contains("use_dora = true is not supported"));
     assert!(with("\"r\": 8", "\"r\": 4").contains("has shape [8, 96], expected [4, 96]"));
-    assert!(with("\"q_proj\"", "\"w_proj\"").contains("target module \"w_proj\" is not supported; supported: q_proj, k_proj"));
-    assert!(with("\"q_proj\"", "\"o_proj\"").contains("missing base_model.model.model.layers.0.self_attn.o_proj.lora_A.weight"));
+    assert!(
+        with("\"q_proj\"", "\"w_proj\"")
+            .contains("target module \"w_proj\" is not supported; supported: q_proj, k_proj")
+    );
+    assert!(
+        with("\"q_proj\"", "\"o_proj\"")
+            .contains("missing base_model.model.model.layers.0.self_attn.o_proj.lora_A.weight")
+    );
     assert!(with("\"LORA\"", "\"IA3\"").contains("peft_type \"IA3\" is not supported"));
 }
 
@@ -102,12 +134,26 @@ fn training_refuses_what_cannot_work() {
     let dir = tempfile::tempdir().unwrap();
     let (data, model) = (tiny_data(dir.path()), tiny_model(dir.path()));
     let run_dir = dir.path().join("run");
-    let train = |extra: &[&str]| fails(&[&["train", "--data", path(&data), "--llm", path(&model), "--run", path(&run_dir)], extra].concat());
+    let train = |extra: &[&str]| {
+        fails(&[&["train", "--data", path(&data), "--llm", path(&model), "--run", path(&run_dir)], extra].concat())
+    };
     let cases: [(&[&str], &str); 9] = [
         (&["--set", "lora.rnak=3"], "unknown key lora.rnak; did you mean lora.rank?"),
         (&["--preset", "nope"], "presets: ml-1m/collm-mf, ml-100k/collm-mf"),
         (&["--set", "prompt.stage1=nope", "--set", "prompt.style.max_tokens=512"], "neither a built-in template"),
-        (&["--set", "prompt.stage2=tallrec_movie", "--set", "prompt.style.max_tokens=500", "--set", "collab.mf.max_epochs=1", "--only", "stage2"], "stage1 has not been trained in this run"),
+        (
+            &[
+                "--set",
+                "prompt.stage2=tallrec_movie",
+                "--set",
+                "prompt.style.max_tokens=500",
+                "--set",
+                "collab.mf.max_epochs=1",
+                "--only",
+                "stage2",
+            ],
+            "stage1 has not been trained in this run",
+        ),
         (&["--set", "prompt.style.max_tokens=4096"], "this model reads at most 512 tokens; lower it"),
         (&["--set", "stage1.loss=mse"], "unknown variant"),
         (&["--set", "stage1.train_lora=false"], "stage1 trains nothing"),

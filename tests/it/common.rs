@@ -36,7 +36,8 @@ pub fn tokenizer_json() -> String {
     vocab.extend(["Ye", "Yes", "No"].map(String::from));
     let vocab: serde_json::Map<String, serde_json::Value> =
         vocab.into_iter().enumerate().map(|(i, t)| (t, i.into())).collect();
-    let bytes = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let bytes =
+        serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
         "added_tokens": [{"id": 259, "content": "<unk>", "single_word": false, "lstrip": false, "rstrip": false,

@@ -1,11 +1,13 @@
 //! Whole models against Hugging Face + PEFT: every golden model's logits, losses and gradients.
 
-use collm_engine::llm::verify::verify;
 use crate::common::{fixture, ok, path, shared};
+use collm_engine::llm::verify::verify;
 
 #[test]
 fn every_golden_model() {
-    for name in ["llama-mha", "llama-gqa", "qwen2", "llama3-rope", "linear-rope", "llama-tied-theta1e6", "llama-sharded"] {
+    for name in
+        ["llama-mha", "llama-gqa", "qwen2", "llama3-rope", "linear-rope", "llama-tied-theta1e6", "llama-sharded"]
+    {
         let dir = fixture("golden").join(name);
         let report = verify(&dir, Some(&dir.join("adapter")), &dir.join("golden.safetensors")).unwrap();
         assert!(report.unchecked.is_empty(), "{name}: {:?}", report.unchecked);

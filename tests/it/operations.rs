@@ -46,7 +46,10 @@ impl Guarded {
     fn check(&mut self, what: &str) -> Vec<f32> {
         let n = self.0.len();
         let untouched = |x: &f32| x.to_bits() == 0x7fc0_dead;
-        assert!(self.0[..16].iter().all(untouched) && self.0[n - 16..].iter().all(untouched), "{what} wrote outside its output");
+        assert!(
+            self.0[..16].iter().all(untouched) && self.0[n - 16..].iter().all(untouched),
+            "{what} wrote outside its output"
+        );
         self.slice().to_vec()
     }
 }
@@ -175,12 +178,29 @@ fn attention_oracle(shape: HeadShape, segments: &[Segment], q: &[f64], kv: &[f64
 
 #[test]
 fn attention_both_ways_with_prefixes_groups_and_trimmed_queries() {
-    let segment = |q: std::ops::Range<usize>, kv: std::ops::Range<usize>, prefix: std::ops::Range<usize>| Segment { q, kv, prefix };
+    let segment = |q: std::ops::Range<usize>, kv: std::ops::Range<usize>, prefix: std::ops::Range<usize>| Segment {
+        q,
+        kv,
+        prefix,
+    };
     let cases = [
         // (heads, kv heads, head_dim, query rows, key rows, first row with a gradient, segments)
         (2, 2, 4, 9, 9, 0, vec![segment(0..1, 0..1, 0..0), segment(1..9, 1..9, 0..0)]),
         // A prefix of 5 shared by two readers, and one run alone.
-        (6, 2, 8, 17, 17, 0, vec![segment(0..5, 0..5, 0..0), segment(5..9, 5..9, 0..5), segment(9..10, 9..10, 0..5), segment(10..17, 10..17, 0..0)]),
+        (
+            6,
+            2,
+            8,
+            17,
+            17,
+            0,
+            vec![
+                segment(0..5, 0..5, 0..0),
+                segment(5..9, 5..9, 0..5),
+                segment(9..10, 9..10, 0..5),
+                segment(10..17, 10..17, 0..0),
+            ],
+        ),
         // The same with a frozen prefix: queries are the rows from 5 on.
         (3, 1, 6, 5, 10, 5, vec![segment(0..4, 5..9, 0..5), segment(4..5, 9..10, 0..5)]),
         // Trimmed: one query a run.
@@ -254,7 +274,8 @@ fn lora_both_ways_with_and_without_dropout() {
         let (mut u, mut y, mut space) = (vec![0.0; rank * n], base.clone(), vec![0.0; n * width]);
         lora::forward(pair, &x, mask, &mut u, &mut y, out, &mut space);
         let oracle = |x: &[f64], a: &[f64], b: &[f64]| lora_oracle(x, a, b, &kept, rank, scaling);
-        let want: Vec<f64> = oracle(&wide(&x), &wide(&a), &wide(&b)).iter().zip(&base).map(|(w, &b)| w + f64::from(b)).collect();
+        let want: Vec<f64> =
+            oracle(&wide(&x), &wide(&a), &wide(&b)).iter().zip(&base).map(|(w, &b)| w + f64::from(b)).collect();
         close(&y, &want, 1e-6, "lora forward adds to y");
         let (mut g_a, mut g_b, mut d_x) = (vec![0.0; a.len()], vec![0.0; b.len()], vec![0.0; x.len()]);
         let gradient = PairGradient { a: &mut g_a, b: &mut g_b, u: &u, u_stride: n };
@@ -303,7 +324,11 @@ fn head_and_losses() {
             y.chunks(hidden).map(|y| logit(y, 3) - if loss == Loss::YesNoSoftmax { logit(y, 1) } else { 0.0 }).collect()
         };
         let total = |y: &[f64]| -> f64 {
-            oracle(y).iter().zip(labels).map(|(z, l)| (1.0 + (-z).exp()).ln() * l + (1.0 + z.exp()).ln() * (1.0 - l)).sum()
+            oracle(y)
+                .iter()
+                .zip(labels)
+                .map(|(z, l)| (1.0 + (-z).exp()).ln() * l + (1.0 + z.exp()).ln() * (1.0 - l))
+                .sum()
         };
         let scores = rows.scores(&y, loss);
         close(&scores, &oracle(&wide(&y)), 1e-6, "scores");

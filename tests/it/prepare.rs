@@ -38,7 +38,18 @@ fn csv_by_hand() {
         .unwrap();
     std::fs::write(&items, "item,title\na,\"Ä, the first\"\nb,B\nc,C\nd,D\n").unwrap();
     let out = dir.path().join("out");
-    let text = ok(&["prepare", "csv", "--interactions", path(&rows), "--items", path(&items), "--out", path(&out), "--split", "50/20/30"]);
+    let text = ok(&[
+        "prepare",
+        "csv",
+        "--interactions",
+        path(&rows),
+        "--items",
+        path(&items),
+        "--out",
+        path(&out),
+        "--split",
+        "50/20/30",
+    ]);
     assert!(text.starts_with("split"), "{text}");
     let d = load(&out);
     // In order of user and time: 9:b(150) 9:a(2001) 10:a(100) 10:b(200) 10:c(200) 10:d(300). Ids by first appearance: b a c d.
@@ -50,7 +61,8 @@ fn csv_by_hand() {
     assert_eq!(d.test.history(1), [2, 1], "likes across splits, without the disliked c");
     assert_eq!((d.test.not_cold.clone(), d.test.both_new.clone()), (vec![true, false], vec![false, false]));
     assert_eq!(load(&out).fingerprint, d.fingerprint);
-    let manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("manifest.json")).unwrap()).unwrap();
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(out.join("manifest.json")).unwrap()).unwrap();
     assert_eq!(manifest["splits"][0][1]["rows"], 3);
     assert_eq!(manifest["inputs"][0][0], "r.csv");
 }

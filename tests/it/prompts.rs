@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use collm_engine::data::{Dataset, Samples, Split};
 use collm_engine::llm::convert::convert_gguf;
-use collm_engine::prompt::{LlmTokenizer, PromptBuilder, PromptStyle, Slot, SlotKind, Template, encode_rows, tokenize_split};
+use collm_engine::prompt::{
+    LlmTokenizer, PromptBuilder, PromptStyle, Slot, SlotKind, Template, encode_rows, tokenize_split,
+};
 
 use crate::common::{shared, tokenizer_json};
 
@@ -160,7 +162,9 @@ fn the_cache_is_used_and_a_damaged_one_is_made_again() {
 /// Ids of the official dataset class, on real rows with the real tokenizer: needs the shared data and SmolLM2's GGUF.
 #[test]
 fn golden_token_ids() {
-    let (Some(golden), Some(data)) = (shared("golden/prompts-ml1m/prompts.jsonl"), shared("data/ml-1m")) else { return };
+    let (Some(golden), Some(data)) = (shared("golden/prompts-ml1m/prompts.jsonl"), shared("data/ml-1m")) else {
+        return;
+    };
     let Some(gguf) = std::env::var_os("SMOLLM2_GGUF") else {
         println!("skipped: SMOLLM2_GGUF does not name SmolLM2-135M-Instruct.Q4_1.gguf");
         return;

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::common::{command, fails, ok, path, run, tiny_data, tiny_model};
 use collm_engine::checkpoint::{Tensor, read_tensors};
 use collm_engine::rng::Rng;
-use crate::common::{command, fails, ok, path, run, tiny_data, tiny_model};
 
 /// Settings of a run of a few seconds.
 const SETTINGS: [&str; 14] = [
@@ -74,7 +74,11 @@ fn a_killed_run_ends_in_the_same_bits() {
     loop {
         let resume = ["--resume"];
         let extra = if killed.join("config.toml").exists() { &resume[..] } else { &[] };
-        let mut child = command(&train_args(&data, &model, &killed, extra)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command(&train_args(&data, &model, &killed, extra))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let patience = if deaths < 12 { 50 + u64::from(rng.below(900)) } else { 600_000 };
         let began = std::time::Instant::now();
         let status = loop {
@@ -144,13 +148,21 @@ fn scores_eval_and_exports() {
     let run_dir = dir.path().join("run");
     let table = ok(&train_args(&data, &model, &run_dir, &["--set", "eval.test_rows=0"]));
     assert!(table.contains("| CoLLM-MF |") && table.contains("| TALLRec (stage 1) |"), "{table}");
-    for name in ["config.toml", "metrics.jsonl", "adapter/adapter_config.json", "stage1/checkpoints/last/optimizer.safetensors", "stage2/checkpoints/best/state.json"] {
+    for name in [
+        "config.toml",
+        "metrics.jsonl",
+        "adapter/adapter_config.json",
+        "stage1/checkpoints/last/optimizer.safetensors",
+        "stage2/checkpoints/best/state.json",
+    ] {
         assert!(run_dir.join(name).exists(), "{name}");
     }
     let csv = dir.path().join("scores.csv");
     ok(&["score", "--run", path(&run_dir), "--split", "test", "--out", path(&csv)]);
     let judged = ok(&["eval", "--scores", path(&csv), "--data", path(&data)]);
-    let row = |text: &str, name: &str| text.lines().find(|l| l.starts_with(&format!("| {name} |"))).unwrap().split_once(" | ").unwrap().1.to_string();
+    let row = |text: &str, name: &str| {
+        text.lines().find(|l| l.starts_with(&format!("| {name} |"))).unwrap().split_once(" | ").unwrap().1.to_string()
+    };
     assert_eq!(row(&judged, "scores"), row(&table, "CoLLM-MF"), "scores written and read back judge the same");
     // The same rows as a request file give the same scores, in CSV and in Parquet.
     let again = dir.path().join("again.csv");

@@ -62,7 +62,9 @@ pub fn train(
 ) -> Result<TrainedMf, Error> {
     let io = |source| Error::Io { path: checkpoints.map(Path::to_path_buf).unwrap_or_default(), source };
     let mut training = Training::fresh(data, config);
-    if let Some(saved) = checkpoints.map(|dir| Checkpoint::<State>::load(dir, "last")).transpose().map_err(io)?.flatten() {
+    if let Some(saved) =
+        checkpoints.map(|dir| Checkpoint::<State>::load(dir, "last")).transpose().map_err(io)?.flatten()
+    {
         training = training.restored(saved).unwrap_or_else(|| Training::fresh(data, config));
     }
     let mut gradient = Mf { dim: config.dim, users: training.model.users.clone(), items: training.model.items.clone() };
@@ -71,7 +73,7 @@ pub fn train(
         let state = &training.state;
         let go_on = observe(state.epoch, loss.0, loss.1);
         if let Some(dir) = checkpoints
-            && (!go_on || state.epoch % CHECKPOINT_EPOCHS == 0)
+            && (!go_on || state.epoch.is_multiple_of(CHECKPOINT_EPOCHS))
         {
             training.checkpoint().save(dir, "last").map_err(io)?;
         }
@@ -100,7 +102,10 @@ impl Training {
 
     fn checkpoint(&self) -> Checkpoint<State> {
         let moments = |name: &str, m: &[Vec<f32>]| {
-            m.iter().enumerate().map(|(i, v)| Tensor::new(format!("{name}{i}"), vec![v.len()], v.clone())).collect::<Vec<_>>()
+            m.iter()
+                .enumerate()
+                .map(|(i, v)| Tensor::new(format!("{name}{i}"), vec![v.len()], v.clone()))
+                .collect::<Vec<_>>()
         };
         let best = self.best.tensors().into_iter().map(|t| Tensor { name: format!("best.{}", t.name), ..t });
         Checkpoint {
@@ -118,7 +123,9 @@ impl Training {
         let mut model = saved.model;
         let dim = self.model.dim;
         for (prefix, target) in [("", &mut self.model), ("best.", &mut self.best)] {
-            for (name, table) in [("user_embedding.weight", &mut target.users), ("item_embedding.weight", &mut target.items)] {
+            for (name, table) in
+                [("user_embedding.weight", &mut target.users), ("item_embedding.weight", &mut target.items)]
+            {
                 *table = take_tensor(&mut model, &format!("{prefix}{name}"), &[table.len() / dim, dim]).ok()?;
             }
         }
@@ -190,7 +197,16 @@ mod tests {
         };
         let (train, valid, test) = (split(), split(), split());
         let titles = std::sync::Arc::new(vec![String::new(); 21]);
-        Dataset { valid_small: valid.clone(), train, valid, test, titles, n_users: 31, n_items: 21, fingerprint: "toy".into() }
+        Dataset {
+            valid_small: valid.clone(),
+            train,
+            valid,
+            test,
+            titles,
+            n_users: 31,
+            n_items: 21,
+            fingerprint: "toy".into(),
+        }
     }
 
     #[test]

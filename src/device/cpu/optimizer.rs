@@ -109,7 +109,9 @@ mod tests {
     fn load(file: &SafeTensors, name: &str) -> Vec<f32> {
         let t = file.tensor(name).unwrap();
         match t.dtype() {
-            safetensors::Dtype::F64 => bytemuck::pod_collect_to_vec::<u8, f64>(t.data()).iter().map(|&x| x as f32).collect(),
+            safetensors::Dtype::F64 => {
+                bytemuck::pod_collect_to_vec::<u8, f64>(t.data()).iter().map(|&x| x as f32).collect()
+            }
             _ => bytemuck::pod_collect_to_vec(t.data()),
         }
     }
