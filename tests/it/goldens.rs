@@ -30,7 +30,7 @@ fn a_changed_weight_is_found() {
     let mut bytes = std::fs::read(&weights).unwrap();
     let n = bytes.len();
     // The high byte of one number in the middle of the data.
-    bytes[n / 2 | 1] ^= 0x41;
+    bytes[(n / 2) | 1] ^= 0x41;
     std::fs::write(&weights, bytes).unwrap();
     let report = verify(dir.path(), Some(&from.join("adapter")), &from.join("golden.safetensors")).unwrap();
     assert!(!report.passes());

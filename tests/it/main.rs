@@ -2,7 +2,9 @@
 
 mod cli;
 mod common;
+mod gguf;
 mod goldens;
+mod model;
 mod operations;
 mod prepare;
 mod prompts;

@@ -1,0 +1,181 @@
+//! Whole passes on a small random model: gradients of every LoRA target with dropout against differences of the loss, and what
+//! must not change a result: micro-batches, batch mates, where the gradient starts.
+
+use collm_engine::device::ops::{Dropout, Loss};
+use collm_engine::llm::ModelConfig;
+use collm_engine::llm::batch::{GradientFrom, PackedBatch};
+use collm_engine::llm::model::{Model, TrainPass, Workspace};
+use collm_engine::llm::peft::{LoraTensors, Target};
+use collm_engine::llm::weights::ModelWeights;
+use collm_engine::prompt::{PromptRef, Slot, SlotKind};
+use collm_engine::rng::Rng;
+
+const HIDDEN: usize = 40;
+
+fn model() -> Model {
+    let json = r#"{"model_type":"qwen2","vocab_size":50,"hidden_size":40,"intermediate_size":56,"num_hidden_layers":3,
+        "num_attention_heads":6,"num_key_value_heads":2,"head_dim":10,"rms_norm_eps":1e-5,"max_position_embeddings":64}"#;
+    let config = ModelConfig::from_json(json, "config.json".as_ref()).unwrap();
+    let mut weights = ModelWeights::random(&config, 3);
+    let mut rng = Rng::new(5, 0);
+    // Larger than the 0.02 of a fresh model, so that the layers matter; biases too.
+    for layer in &mut weights.layers {
+        let m = [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o, &mut layer.gate, &mut layer.up, &mut layer.down];
+        for w in m {
+            let values = w.to_f32().iter().map(|x| 8.0 * x).collect();
+            *w = collm_engine::llm::weights::WeightMatrix::from_f32(w.rows(), w.cols(), values);
+        }
+        for bias in layer.biases.iter_mut().flatten() {
+            bias.iter_mut().for_each(|b| *b = 0.3 * rng.normal() as f32);
+        }
+    }
+    weights.embed_tokens = collm_engine::llm::weights::WeightMatrix::from_f32(
+        50,
+        HIDDEN,
+        weights.embed_tokens.to_f32().iter().map(|x| 30.0 * x).collect(),
+    );
+    Model::new(weights, 7, 9, 64)
+}
+
+fn adapter(model: &Model) -> LoraTensors {
+    let mut lora = LoraTensors::init(model.config(), &Target::ALL, 4, 6.0, 0.2, 1);
+    let mut rng = Rng::new(8, 0);
+    lora.slices_mut().into_iter().for_each(|t| t.iter_mut().for_each(|x| *x = 0.15 * rng.normal() as f32));
+    lora
+}
+
+struct Prompts(Vec<(Vec<u32>, Vec<Slot>)>);
+
+impl Prompts {
+    fn new() -> Self {
+        let mut rng = Rng::new(4, 0);
+        let prompt = |(len, user, item): (usize, u32, u32)| {
+            let ids = (0..len).map(|_| rng.below(50)).collect();
+            (ids, vec![Slot { position: user, kind: SlotKind::User, part: 0 }, Slot { position: item, kind: SlotKind::Item, part: 0 }])
+        };
+        Prompts([(13, 4, 9), (7, 0, 5), (21, 15, 16), (1 + 2, 0, 1)].into_iter().map(prompt).collect())
+    }
+    fn refs(&self) -> Vec<PromptRef<'_>> {
+        self.0.iter().map(|(ids, slots)| PromptRef { ids, slots }).collect()
+    }
+}
+
+const LABELS: [f32; 4] = [1.0, 0.0, 0.0, 1.0];
+
+fn vectors() -> Vec<f32> {
+    let mut rng = Rng::new(6, 0);
+    (0..4 * 2 * HIDDEN).map(|_| rng.normal() as f32).collect()
+}
+
+/// Loss and gradients of the prompts in one batch, or in micro-batches.
+fn pass(
+    model: &Model,
+    lora: &LoraTensors,
+    vectors: &[f32],
+    loss: Loss,
+    dropout: Option<Dropout>,
+    from: GradientFrom,
+    runs: &[std::ops::Range<usize>],
+) -> (f64, LoraTensors, Vec<f32>) {
+    let prompts = Prompts::new();
+    let (mut d_lora, mut d_vectors, mut total) = (lora.zeros_like(), Vec::new(), 0.0);
+    let mut workspace = Workspace::default();
+    for run in runs {
+        let batch = PackedBatch::new(&prompts.refs()[run.clone()], 1, from, run.start);
+        let vectors = &vectors[run.start * 2 * HIDDEN..run.end * 2 * HIDDEN];
+        let mut d = vec![0.0; vectors.len()];
+        let train = TrainPass {
+            lora: Some(lora),
+            dropout,
+            batch: &batch,
+            vectors,
+            labels: &LABELS[run.clone()],
+            weight: 0.25,
+            loss,
+            d_lora: (from == GradientFrom::Start).then_some(&mut d_lora),
+            d_vectors: Some(&mut d),
+            d_inputs: None,
+        };
+        total += model.train_pass(train, &mut workspace).1 * 0.25;
+        d_vectors.extend(d);
+    }
+    (total, d_lora, d_vectors)
+}
+
+fn all() -> [std::ops::Range<usize>; 1] {
+    std::array::from_fn(|_| 0..4)
+}
+
+/// Along the gradient of one tensor, the loss must change as fast as the gradient is long.
+#[test]
+fn gradients_of_every_target_follow_the_loss() {
+    let (model, vectors) = (model(), vectors());
+    let lora = adapter(&model);
+    for (loss, dropout) in [
+        (Loss::YesLogitBce, None),
+        (Loss::YesNoSoftmax, None),
+        (Loss::YesLogitBce, Some(Dropout { p: 0.3, seed: 2, step: 5 })),
+    ] {
+        let (_, gradient, d_vectors) = pass(&model, &lora, &vectors, loss, dropout, GradientFrom::Start, &all());
+        let total = |lora: &LoraTensors, v: &[f32]| pass(&model, lora, v, loss, dropout, GradientFrom::Start, &all()).0;
+        let check = |name: &str, g: &[f32], moved: &dyn Fn(f32) -> f64| {
+            let length = g.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+            assert!(length > 1e-5, "{name}: no gradient at all");
+            // A step that changes the loss by about 0.002: far above rounding, near enough to be straight.
+            let step = (1e-3 / length).min(0.02);
+            let slope = (moved((step / length) as f32) - moved((-step / length) as f32)) / (2.0 * step);
+            assert!((slope / length - 1.0).abs() < 0.02, "{name} {loss:?} {dropout:?}: slope {slope:e}, gradient {length:e}");
+        };
+        for (i, (name, g)) in gradient.named().into_iter().enumerate() {
+            check(&name, g, &|t| {
+                let mut moved = lora.clone();
+                moved.slices_mut()[i].iter_mut().zip(g).for_each(|(x, g)| *x += t * g);
+                total(&moved, &vectors)
+            });
+        }
+        check("vectors", &d_vectors, &|t| {
+            total(&lora, &vectors.iter().zip(&d_vectors).map(|(v, g)| v + t * g).collect::<Vec<_>>())
+        });
+    }
+}
+
+fn close(a: &[f32], b: &[f32], what: &str) {
+    let largest = b.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 2e-5 * largest), "{what}");
+}
+
+#[test]
+fn micro_batches_and_the_start_of_the_gradient_change_nothing() {
+    let (model, vectors) = (model(), vectors());
+    let lora = adapter(&model);
+    for dropout in [None, Some(Dropout { p: 0.3, seed: 2, step: 5 })] {
+        let run = |from, runs: &[_]| pass(&model, &lora, &vectors, Loss::YesLogitBce, dropout, from, runs);
+        let whole = run(GradientFrom::Start, &all());
+        let parts = run(GradientFrom::Start, &[0..1, 1..3, 3..4]);
+        assert!((whole.0 - parts.0).abs() < 1e-6);
+        for ((name, a), (_, b)) in parts.1.named().into_iter().zip(whole.1.named()) {
+            close(a, b, &name);
+        }
+        close(&parts.2, &whole.2, "vectors");
+        let suffix = run(GradientFrom::FirstSlot, &all());
+        assert!((whole.0 - suffix.0).abs() < 1e-6);
+        close(&suffix.2, &whole.2, "vectors from the first slot on");
+    }
+}
+
+#[test]
+fn a_score_does_not_depend_on_batch_mates() {
+    let (model, vectors, prompts) = (model(), vectors(), Prompts::new());
+    let lora = adapter(&model);
+    let mut workspace = Workspace::default();
+    let mut scores = |refs: &[PromptRef], vectors: &[f32]| {
+        let batch = PackedBatch::new(refs, 1, GradientFrom::Start, 0);
+        model.scores(Some(&lora), &batch, vectors, Loss::YesLogitBce, &mut workspace)
+    };
+    let refs = prompts.refs();
+    let together = scores(&refs, &vectors);
+    for i in 0..4 {
+        let alone = scores(&refs[i..=i], &vectors[i * 2 * HIDDEN..(i + 1) * 2 * HIDDEN]);
+        assert_eq!(alone[0].to_bits(), together[i].to_bits(), "prompt {i}");
+    }
+}
