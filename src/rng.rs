@@ -19,6 +19,28 @@ pub fn philox4x32(key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
+/// [`philox4x32`] of `N` counters that differ in their first word, which counts up from `counter[0]`: word j of counter i is
+/// at `[j][i]`. Written so that the lanes are computed side by side.
+#[inline(always)]
+pub fn philox4x32_lanes<const N: usize>(key: [u32; 2], counter: [u32; 4]) -> [[u32; N]; 4] {
+    let [mut k0, mut k1] = key;
+    let mut c0: [u32; N] = std::array::from_fn(|i| counter[0].wrapping_add(i as u32));
+    let (mut c1, mut c2, mut c3) = ([counter[1]; N], [counter[2]; N], [counter[3]; N]);
+    for _ in 0..10 {
+        for i in 0..N {
+            let p0 = 0xD251_1F53_u64 * u64::from(c0[i]);
+            let p1 = 0xCD9E_8D57_u64 * u64::from(c2[i]);
+            c0[i] = (p1 >> 32) as u32 ^ c1[i] ^ k0;
+            c2[i] = (p0 >> 32) as u32 ^ c3[i] ^ k1;
+            c1[i] = p1 as u32;
+            c3[i] = p0 as u32;
+        }
+        k0 = k0.wrapping_add(0x9E37_79B9);
+        k1 = k1.wrapping_add(0xBB67_AE85);
+    }
+    [c0, c1, c2, c3]
+}
+
 /// A stream of random numbers: one seed, one stream id, one position.
 ///
 /// Streams of the same seed with different ids are independent. `position` can be stored and restored.
@@ -92,6 +114,15 @@ mod tests {
             philox4x32([0xa409_3822, 0x299f_31d0], [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344]),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
         );
+    }
+
+    #[test]
+    fn lanes_are_the_single_ones() {
+        let lanes = philox4x32_lanes::<16>([3, 4], [u32::MAX - 5, 6, 7, 8]);
+        for i in 0..16u32 {
+            let one = philox4x32([3, 4], [(u32::MAX - 5).wrapping_add(i), 6, 7, 8]);
+            assert_eq!(one, [0, 1, 2, 3].map(|j: usize| lanes[j][i as usize]));
+        }
     }
 
     #[test]

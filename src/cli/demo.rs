@@ -59,15 +59,17 @@ const WHEELS: [Wheel; 2] = [
 ];
 
 /// Settings of the demo over the preset: what fits into some ten minutes on two cores, and everything.
-const SHORT: [&str; 8] = [
-    "stage1.rows=640",
-    "stage1.steps_per_epoch=40",
+const SHORT: [&str; 10] = [
+    "stage1.rows=480",
+    "stage1.steps_per_epoch=30",
     "stage1.max_epochs=1",
-    "stage2.rows=640",
-    "stage2.steps_per_epoch=40",
+    "stage1.warmup_steps=5",
+    "stage2.rows=480",
+    "stage2.steps_per_epoch=30",
     "stage2.max_epochs=1",
-    "eval.valid_rows=200",
-    "eval.test_rows=600",
+    "stage2.warmup_steps=5",
+    "eval.valid_rows=100",
+    "eval.test_rows=400",
 ];
 
 /// Runs the subcommand.

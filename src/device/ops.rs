@@ -4,8 +4,6 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::rng::philox4x32;
-
 /// Who attends to whom, for one run of tokens of a packed batch.
 ///
 /// The queries `q` (rows of the query buffer) are the *last* `q.len()` tokens of the run `kv` (rows of the key/value
@@ -59,7 +57,9 @@ pub enum Loss {
 /// Dropout on the input of one LoRA pair: element (token, feature) is dropped iff a Philox word is below `p · 2³²`.
 ///
 /// The word is a pure function of (seed, step, module, token, feature), so the same element is dropped however the step
-/// is cut into micro-batches, on any device, and after a resume.
+/// is cut into micro-batches, on any device, and after a resume. One Philox block serves four features a quarter of the
+/// row apart (`quarter = ⌈width / 4⌉`): feature f takes word `f / quarter` of block `f mod quarter`, so neighbours come from
+/// neighbouring blocks and the work runs along the row.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
     /// Probability of dropping, 0 ≤ p < 1.
@@ -81,16 +81,14 @@ impl Dropout {
         (f64::from(self.p) * 4_294_967_296.0) as u32
     }
 
-    /// The four words of features `4 * quad .. 4 * quad + 4` of token `token` (its number within the step) in LoRA
-    /// module `module`.
-    #[inline(always)]
-    pub fn words(&self, module: u32, token: u32, quad: u32) -> [u32; 4] {
-        philox4x32(self.key(), [quad, token, module, self.step as u32])
-    }
-
     /// Philox key: the seed, set apart from other uses of it.
     pub fn key(&self) -> [u32; 2] {
         [self.seed as u32 ^ 0x10ca_0d20, (self.seed >> 32) as u32]
+    }
+
+    /// Philox counter of block `block` of token `token` (its number within the step) in LoRA module `module`.
+    pub fn counter(&self, module: u32, token: u32, block: u32) -> [u32; 4] {
+        [block, token, module, self.step as u32]
     }
 }
 

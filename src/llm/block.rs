@@ -11,6 +11,7 @@
 //! prompt is a query.
 
 use crate::device::cpu::attention::{attention, attention_backward};
+use crate::device::cpu::copy;
 use crate::device::cpu::lora::{self, Mask, Pair, PairGradient};
 use crate::device::cpu::norm::{rms_norm, rms_norm_backward, rms_norm_saved};
 use crate::device::cpu::rope::{Rotation, rotate};
@@ -173,7 +174,7 @@ impl Model {
 
         let mid = sized(&mut f.mid, n_q * hidden);
         if all {
-            mid.copy_from_slice(x);
+            copy(x, mid);
         } else {
             for (mid, r) in mid.chunks_exact_mut(hidden).zip(&batch.last_rows) {
                 mid.copy_from_slice(&x[r * hidden..][..hidden]);
@@ -193,15 +194,15 @@ impl Model {
 
         let first = if all { batch.first_gradient } else { 0 };
         let Some(saved) = saved else {
-            x.clear();
-            x.extend_from_slice(mid);
+            x.resize(mid.len(), 0.0);
+            copy(mid, x);
             layer.down.forward(act, x, true);
             adapt(Target::Down, act, q_tokens, &mut f.lora_u, x, hidden);
             return;
         };
         keep(x, &mut saved.x, batch.first_gradient, n, hidden);
-        x.clear();
-        x.extend_from_slice(mid);
+        x.resize(mid.len(), 0.0);
+        copy(mid, x);
         layer.down.forward(act, x, true);
         adapt(Target::Down, act, q_tokens, &mut f.lora_u, x, hidden);
         keep(&mut f.x_inv_rms, &mut saved.x_inv_rms, batch.first_gradient, n, 1);
@@ -267,7 +268,7 @@ impl Model {
         let gate_up = &saved.gate_up[..n_q * 2 * inter];
         let mid = &saved.mid[..n_q * hidden];
         let d_act = sized(d_act, n_q * inter);
-        layer.down.backward(d_x, d_act);
+        layer.down.backward(d_x, d_act, false);
         if pair(adapter, l, Target::Down).is_some() {
             let act = sized(act, n_q * inter);
             swiglu(gate_up, act, inter);
@@ -276,7 +277,7 @@ impl Model {
         let d_gate_up = sized(d_gate_up, n_q * 2 * inter);
         swiglu_backward(gate_up, d_act, d_gate_up, inter);
         let d_h_mid = sized(d_h, n_q * hidden);
-        layer.gate_up.backward(d_gate_up, d_h_mid);
+        layer.gate_up.backward(d_gate_up, d_h_mid, false);
         let h_mid = sized(h, n_q * hidden);
         if trained(&[Target::Gate, Target::Up]) {
             rms_norm_saved(mid, &layer.post_norm, &saved.mid_inv_rms[..n_q], h_mid);
@@ -288,7 +289,7 @@ impl Model {
         // Attention
         let attn = &saved.attn[..n_q * q_width];
         let d_attn = sized(d_attn, n_q * q_width);
-        layer.o.backward(d_x, d_attn);
+        layer.o.backward(d_x, d_attn, false);
         adapt(Target::O, attn, d_x, hidden, Some(d_attn));
         let d_q = sized(d_q, n_q * q_width);
         let d_kv = sized(d_kv, n * 2 * kv_width);
@@ -324,20 +325,20 @@ impl Model {
             return;
         }
         let d_h = sized(d_mid, n * hidden);
-        layer.kv.backward(d_kv, d_h);
+        layer.kv.backward(d_kv, d_h, false);
         adapt(Target::K, h, d_kv, 2 * kv_width, Some(d_h));
         adapt(Target::V, h, &d_kv[kv_width..], 2 * kv_width, Some(d_h));
-        let d_h_q = sized(d_h_q, n_q * hidden);
-        layer.q.backward(d_q, d_h_q);
-        adapt(Target::Q, h_q, d_q, q_width, Some(d_h_q));
         if all {
-            d_h.iter_mut().zip(&*d_h_q).for_each(|(d, q)| *d += q);
+            layer.q.backward(d_q, d_h, true);
+            adapt(Target::Q, h_q, d_q, q_width, Some(d_h));
         } else {
+            let d_h_q = sized(d_h_q, n_q * hidden);
+            layer.q.backward(d_q, d_h_q, false);
+            adapt(Target::Q, h_q, d_q, q_width, Some(d_h_q));
             let d_last = std::mem::take(d_x);
             d_x.resize(n * hidden, 0.0);
-            for ((r, d_h_q), d_last) in
-                last_rows.iter().zip(d_h_q.chunks_exact(hidden)).zip(d_last.chunks_exact(hidden))
-            {
+            let rows = last_rows.iter().zip(d_h_q.chunks_exact(hidden)).zip(d_last.chunks_exact(hidden));
+            for ((r, d_h_q), d_last) in rows {
                 d_h[r * hidden..][..hidden].iter_mut().zip(d_h_q).for_each(|(d, q)| *d += q);
                 d_x[r * hidden..][..hidden].copy_from_slice(d_last);
             }

@@ -46,11 +46,12 @@ impl Linear {
         gemm(x.len() / n_in, n_out, n_in, Dense::rows(x, n_in), Operand::Transposed(&self.weight), c);
     }
 
-    /// `d_x = d_y W`. `d_y: [n, out]`, `d_x: [n, in]`.
-    pub fn backward(&self, d_y: &[f32], d_x: &mut [f32]) {
+    /// `d_x = d_y W`, or `d_x += …`. `d_y: [n, out]`, `d_x: [n, in]`.
+    pub fn backward(&self, d_y: &[f32], d_x: &mut [f32], accumulate: bool) {
         let (n_out, n_in) = (self.weight.out_features(), self.weight.in_features());
         let w = Operand::Weight(&self.weight);
-        gemm(d_y.len() / n_out, n_in, n_out, Dense::rows(d_y, n_out), w, Output::set(d_x, n_in));
+        let c = if accumulate { Output::add(d_x, n_in) } else { Output::set(d_x, n_in) };
+        gemm(d_y.len() / n_out, n_in, n_out, Dense::rows(d_y, n_out), w, c);
     }
 }
 

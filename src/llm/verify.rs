@@ -132,15 +132,14 @@ impl Check {
                 return Err(self.golden.error(format!("case {case} needs the adapter: pass --adapter DIR")));
             }
             let mapping = if case == "mlp" { Some(self.mapping(hidden)?) } else { None };
-            let vectors = match case {
-                "cie" => self.golden.floats("cie_vectors")?.iter().map(|&x| x as f32).collect(),
-                "mlp" => {
-                    let (mapping, x) = mapping.as_ref().expect("set for this case");
+            let vectors = match &mapping {
+                Some((mapping, x)) => {
                     let mapped = mapping.forward(x).output;
                     self.compare("mlp.cie_vectors", &mapped, VALUE_LIMIT)?;
                     mapped
                 }
-                _ => Vec::new(),
+                None if case == "cie" => self.golden.floats("cie_vectors")?.iter().map(|&x| x as f32).collect(),
+                None => Vec::new(),
             };
             if !vectors.is_empty() && vectors.len() != self.prompts.len() * 2 * hidden {
                 let want =
@@ -359,13 +358,9 @@ impl Golden {
     fn floats(&self, name: &str) -> Result<Vec<f64>, Error> {
         let (dtype, bytes) = self.tensors.get(name).ok_or_else(|| self.error(format!("no tensor {name}")))?;
         Ok(match dtype {
-            Dtype::F64 => bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("8 bytes"))).collect(),
-            Dtype::F32 => {
-                bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes")).into()).collect()
-            }
-            Dtype::I64 => {
-                bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().expect("8 bytes")) as f64).collect()
-            }
+            Dtype::F64 => bytemuck::pod_collect_to_vec(bytes),
+            Dtype::F32 => bytemuck::pod_collect_to_vec(bytes).into_iter().map(|x: f32| f64::from(x)).collect(),
+            Dtype::I64 => bytemuck::pod_collect_to_vec(bytes).into_iter().map(|x: i64| x as f64).collect(),
             other => return Err(self.error(format!("{name} has type {other:?}; expected F32, F64 or I64"))),
         })
     }

@@ -130,7 +130,11 @@ impl Pipeline {
         let checkpoints = run.checkpoints("collab");
         let task = self.progress.task("MF", config.max_epochs as u64);
         let mut logged = Ok(());
+        let mut first = true;
         let trained = mf::train(&self.data, config, Some(&checkpoints), &mut |epoch, loss, auc| {
+            if std::mem::take(&mut first) {
+                logged = run.rewind("collab", Some(epoch as u64 - 1));
+            }
             if logged.is_ok() {
                 logged = run.log("collab", "valid", epoch as u64, &[("loss", loss), ("auc", auc)]);
             }

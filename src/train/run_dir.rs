@@ -72,12 +72,12 @@ impl RunDir {
         self.events.scalars(step, &tags).map_err(Error::io(&self.root))
     }
 
-    /// Drops records of a stage beyond `step`: a resumed run writes them again.
-    pub fn rewind(&self, stage: &str, step: u64) -> Result<(), Error> {
+    /// Drops records of a stage beyond step `last` (all of them if it begins anew): a resumed run writes them again.
+    pub fn rewind(&self, stage: &str, last: Option<u64>) -> Result<(), Error> {
         let path = self.root.join("metrics.jsonl");
         let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
         let keep = |line: &&str| match serde_json::from_str::<Value>(line) {
-            Ok(r) => r["stage"] != stage || r["step"].as_u64().is_some_and(|s| s <= step),
+            Ok(r) => r["stage"] != stage || r["step"].as_u64().zip(last).is_some_and(|(step, last)| step <= last),
             // A line that a death cut short.
             Err(_) => false,
         };
@@ -141,10 +141,12 @@ mod tests {
         let mut text = std::fs::read_to_string(&path).unwrap();
         text += "{\"stage\":\"sta"; // cut short by a death
         std::fs::write(&path, text).unwrap();
-        run.rewind("stage1", 3).unwrap();
+        run.rewind("stage1", Some(3)).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let steps: Vec<u64> =
             text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["step"].as_u64().unwrap()).collect();
         assert_eq!(steps, [1, 2, 3, 9]);
+        run.rewind("stage1", None).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
     }
 }

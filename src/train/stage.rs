@@ -191,10 +191,10 @@ impl Stage<'_> {
     pub fn run(&self, start: &Trainable, run: &mut RunDir, progress: &Progress) -> Result<Outcome, Error> {
         let dir = run.checkpoints(self.name);
         let mut trainer = Trainer::new(self, start, dir)?;
-        run.rewind(self.name, trainer.state.step)?;
+        run.rewind(self.name, trainer.resumed.then_some(trainer.state.step))?;
         let total = self.config.steps_per_epoch * self.config.max_epochs;
         let task = progress.task(self.name, total);
-        if trainer.state.step == 0 {
+        if !trainer.resumed {
             // Before any training: where the curve begins.
             let auc = trainer.evaluate()?;
             trainer.state.best_auc = auc.1;
@@ -263,6 +263,8 @@ struct Trainer<'a> {
     rows: Vec<usize>,
     valid_rows: Vec<usize>,
     workspace: Workspace,
+    /// Goes on from a checkpoint.
+    resumed: bool,
 }
 
 impl<'a> Trainer<'a> {
@@ -286,6 +288,7 @@ impl<'a> Trainer<'a> {
             rows,
             valid_rows: limited_rows(stage.valid.len(), stage.experiment.eval.valid_rows, seed),
             workspace: Workspace::default(),
+            resumed: false,
             stage,
             dir,
         };
@@ -295,6 +298,7 @@ impl<'a> Trainer<'a> {
             Checkpoint::<State>::load(&trainer.dir, "last").map_err(|e| Error::state(&trainer.dir, e.to_string()))?;
         if let Some(saved) = saved {
             trainer.restore(saved).map_err(|what| Error::state(&trainer.dir.join("last"), what))?;
+            trainer.resumed = true;
         }
         Ok(trainer)
     }

@@ -111,8 +111,12 @@ fn write_model(from: &Path, to: &Path, arch: &str) {
         }
     }
     let tokenizer: serde_json::Value = serde_json::from_str(&tokenizer_json()).unwrap();
-    let vocab: BTreeMap<u64, String> =
-        tokenizer["model"]["vocab"].as_object().unwrap().iter().map(|(t, i)| (i.as_u64().unwrap(), t.clone())).collect();
+    let vocab: BTreeMap<u64, String> = tokenizer["model"]["vocab"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(t, i)| (i.as_u64().unwrap(), t.clone()))
+        .collect();
     let mut tokens: Vec<String> = vocab.into_values().collect();
     let mut types = vec![1; tokens.len()];
     tokens.push("<unk>".into());
@@ -186,7 +190,15 @@ fn llama_rows_are_put_back_in_order() {
     assert_eq!(config, want.config);
     let rounded = |v: Vec<f32>| v.into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect::<Vec<_>>();
     for (g, w) in got.layers.iter().zip(&want.layers) {
-        for (g, w) in [(&g.q, &w.q), (&g.k, &w.k), (&g.v, &w.v), (&g.o, &w.o), (&g.gate, &w.gate), (&g.up, &w.up), (&g.down, &w.down)] {
+        for (g, w) in [
+            (&g.q, &w.q),
+            (&g.k, &w.k),
+            (&g.v, &w.v),
+            (&g.o, &w.o),
+            (&g.gate, &w.gate),
+            (&g.up, &w.up),
+            (&g.down, &w.down),
+        ] {
             assert_eq!(g.to_f32(), rounded(w.to_f32()));
         }
         assert_eq!(g.input_norm, rounded(w.input_norm.clone()));
@@ -208,11 +220,15 @@ fn sentence_piece_tokenizers_convert() {
     let mut scores = vec![0.0; 259];
     scores.extend([-90.0, -91.0, -92.0, -93.0, -94.0, -95.0, -3.0, -2.0, -5.0, -1.0, -4.0]);
     let (vocab, hidden) = (tokens.len(), 4);
-    let matrix = |name: &str, rows: usize, cols: usize| (name.to_string(), vec![rows, cols], 0, vec![0u8; 4 * rows * cols]);
+    let matrix =
+        |name: &str, rows: usize, cols: usize| (name.to_string(), vec![rows, cols], 0, vec![0u8; 4 * rows * cols]);
     let vector = |name: &str| (name.to_string(), vec![hidden], 0, vec![0u8; 4 * hidden]);
     let mut tensors = vec![matrix("token_embd.weight", vocab, hidden), vector("output_norm.weight")];
     tensors.extend(["attn_norm", "ffn_norm"].map(|n| vector(&format!("blk.0.{n}.weight"))));
-    tensors.extend(["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"].map(|n| matrix(&format!("blk.0.{n}.weight"), hidden, hidden)));
+    tensors.extend(
+        ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+            .map(|n| matrix(&format!("blk.0.{n}.weight"), hidden, hidden)),
+    );
     let metadata = [
         ("general.architecture", Meta::Text("llama")),
         ("llama.block_count", Meta::U32(1)),

@@ -20,7 +20,8 @@ fn model() -> Model {
     let mut rng = Rng::new(5, 0);
     // Larger than the 0.02 of a fresh model, so that the layers matter; biases too.
     for layer in &mut weights.layers {
-        let m = [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o, &mut layer.gate, &mut layer.up, &mut layer.down];
+        let m =
+            [&mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o, &mut layer.gate, &mut layer.up, &mut layer.down];
         for w in m {
             let values = w.to_f32().iter().map(|x| 8.0 * x).collect();
             *w = collm_engine::llm::weights::WeightMatrix::from_f32(w.rows(), w.cols(), values);
@@ -51,7 +52,13 @@ impl Prompts {
         let mut rng = Rng::new(4, 0);
         let prompt = |(len, user, item): (usize, u32, u32)| {
             let ids = (0..len).map(|_| rng.below(50)).collect();
-            (ids, vec![Slot { position: user, kind: SlotKind::User, part: 0 }, Slot { position: item, kind: SlotKind::Item, part: 0 }])
+            (
+                ids,
+                vec![
+                    Slot { position: user, kind: SlotKind::User, part: 0 },
+                    Slot { position: item, kind: SlotKind::Item, part: 0 },
+                ],
+            )
         };
         Prompts([(13, 4, 9), (7, 0, 5), (21, 15, 16), (1 + 2, 0, 1)].into_iter().map(prompt).collect())
     }
@@ -124,7 +131,10 @@ fn gradients_of_every_target_follow_the_loss() {
             // A step that changes the loss by about 0.002: far above rounding, near enough to be straight.
             let step = (1e-3 / length).min(0.02);
             let slope = (moved((step / length) as f32) - moved((-step / length) as f32)) / (2.0 * step);
-            assert!((slope / length - 1.0).abs() < 0.02, "{name} {loss:?} {dropout:?}: slope {slope:e}, gradient {length:e}");
+            assert!(
+                (slope / length - 1.0).abs() < 0.02,
+                "{name} {loss:?} {dropout:?}: slope {slope:e}, gradient {length:e}"
+            );
         };
         for (i, (name, g)) in gradient.named().into_iter().enumerate() {
             check(&name, g, &|t| {

@@ -9,6 +9,7 @@ use super::ROWS_PER_TASK;
 use super::gemm::{Dense, Operand, Output, gemm};
 use super::simd::per_isa;
 use crate::device::ops::Dropout;
+use crate::rng::philox4x32_lanes;
 
 /// One pair: `a: [rank, in_features]`, `b: [out_features, rank]`, row-major.
 #[derive(Clone, Copy, Debug)]
@@ -70,18 +71,20 @@ impl Mask<'_> {
 
 per_isa! {
     fn drop_row(dropout: &Dropout, module: u32, token: u32, x: &[f32], out: &mut [f32], accumulate: bool) {
-        /// Blocks of four words computed side by side.
-        const LANES: usize = 16;
+        /// Philox blocks computed side by side.
+        const LANES: usize = 32;
         let (threshold, scale) = (dropout.threshold(), dropout.scale());
-        let mut words = [0u32; 4 * LANES];
-        for (block, (out, x)) in out.chunks_mut(4 * LANES).zip(x.chunks(4 * LANES)).enumerate() {
-            let quad = (block * LANES) as u32;
-            for (lane, words) in words.chunks_exact_mut(4).enumerate() {
-                words.copy_from_slice(&dropout.words(module, token, quad + lane as u32));
-            }
-            for ((out, x), &word) in out.iter_mut().zip(x).zip(&words) {
-                let kept = if word < threshold { 0.0 } else { x * scale };
-                *out = if accumulate { *out + kept } else { kept };
+        let width = x.len();
+        let quarter = width.div_ceil(4);
+        for block in (0..quarter).step_by(LANES) {
+            let words = philox4x32_lanes::<LANES>(dropout.key(), dropout.counter(module, token, block as u32));
+            for (j, words) in words.iter().enumerate() {
+                let start = (j * quarter + block).min(width);
+                let end = (j * quarter + quarter.min(block + LANES)).min(width);
+                for ((out, x), &word) in out[start..end].iter_mut().zip(&x[start..end]).zip(words) {
+                    let kept = if word < threshold { 0.0 } else { x * scale };
+                    *out = if accumulate { *out + kept } else { kept };
+                }
             }
         }
     }

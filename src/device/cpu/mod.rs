@@ -2,6 +2,8 @@
 //!
 //! Rows are distributed over threads; every sum is taken in an order that does not depend on the number of threads.
 
+use rayon::prelude::*;
+
 pub mod attention;
 pub mod gemm;
 pub mod head;
@@ -15,6 +17,12 @@ mod shared;
 mod simd;
 pub mod splice;
 pub mod swiglu;
+
+/// `to = from`, on all threads.
+pub fn copy(from: &[f32], to: &mut [f32]) {
+    const CHUNK: usize = 1 << 15;
+    to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK)).for_each(|(to, from)| to.copy_from_slice(from));
+}
 
 /// Rows of a task in row-wise operations: enough work to be worth handing over.
 const ROWS_PER_TASK: usize = 16;
