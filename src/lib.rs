@@ -3,7 +3,7 @@
 //! Interactions become samples ([`data`]), samples become packed prompts with slots for collaborative vectors
 //! ([`prompt`]), a LLaMA-family model with LoRA reads them ([`llm`]), one number (the "Yes" logit) comes out, and
 //! gradients run the same way back through one list of operations ([`device`]). The collaborative model ([`collab`])
-//! and the mapping ([`cie`]) fill the slots. [`train`], [`eval`] and [`bench`] use all of it; [`cli`] is the command line.
+//! and the mapping ([`cie`]) fill the slots. [`train`], [`eval`] and [`mod@bench`] use all of it; [`cli`] is the command line.
 //!
 //! Imports point one way: cli → (train, bench) → (llm, cie, collab, prompt) → (eval, data) → device.
 #![deny(missing_docs)]

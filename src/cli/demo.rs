@@ -60,16 +60,16 @@ const WHEELS: [Wheel; 2] = [
 
 /// Settings of the demo over the preset: what fits into some ten minutes on two cores, and everything.
 const SHORT: [&str; 10] = [
-    "stage1.rows=480",
-    "stage1.steps_per_epoch=30",
+    "stage1.rows=320",
+    "stage1.steps_per_epoch=20",
     "stage1.max_epochs=1",
     "stage1.warmup_steps=5",
-    "stage2.rows=480",
-    "stage2.steps_per_epoch=30",
+    "stage2.rows=400",
+    "stage2.steps_per_epoch=25",
     "stage2.max_epochs=1",
     "stage2.warmup_steps=5",
-    "eval.valid_rows=100",
-    "eval.test_rows=400",
+    "eval.valid_rows=60",
+    "eval.test_rows=300",
 ];
 
 /// Runs the subcommand.
