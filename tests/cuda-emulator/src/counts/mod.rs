@@ -1,0 +1,9 @@
+//! What a launch costs: instructions, memory traffic, conflicts; and from a card's rates the time that models.
+
+pub mod card;
+pub mod counters;
+pub mod report;
+pub mod traffic;
+
+pub use card::Card;
+pub use counters::Counters;
