@@ -15,4 +15,4 @@ done
 say "format"; cargo fmt --all --check
 say "lints"; cargo clippy --release --all-targets --quiet -- -D warnings
 say "documentation"; RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --quiet
-say "tests"; cargo test --release --workspace --quiet
+say "tests"; cargo test --release --quiet; cargo test --release --quiet -p cuda-emulator
