@@ -68,7 +68,7 @@ const SHORT: [&str; 10] = [
     "stage2.steps_per_epoch=25",
     "stage2.max_epochs=1",
     "stage2.warmup_steps=5",
-    "eval.valid_rows=60",
+    "eval.valid_rows=100",
     "eval.test_rows=300",
 ];
 

@@ -195,11 +195,9 @@ impl Stage<'_> {
         let total = self.config.steps_per_epoch * self.config.max_epochs;
         let task = progress.task(self.name, total);
         if !trainer.resumed {
-            // Before any training: where the curve begins.
-            let auc = trainer.evaluate()?;
-            trainer.state.best_auc = auc.1;
-            run.log(self.name, "valid", 0, &[("auc", auc.1), ("uauc", auc.2), ("log_loss", auc.0)])?;
-            trainer.save("best", false)?;
+            // Before any training: where the curve begins. Not a candidate for the best: on few rows, chance would pick it.
+            let (loss, auc, uauc) = trainer.evaluate()?;
+            run.log(self.name, "valid", 0, &[("auc", auc), ("uauc", uauc), ("log_loss", loss)])?;
         }
         let mut message = String::new();
         while !trainer.state.finished {
