@@ -176,6 +176,12 @@ impl Device {
         if shared > u64::from(most) {
             return Some(format!("{shared} bytes of shared memory a block: {} has {most}", self.card.name));
         }
+        // 65536 registers a block on every card; ptxas rounds up to 8 a thread.
+        if let Some(registers) = program.max_registers
+            && u64::from(registers.next_multiple_of(8)) * threads.next_multiple_of(32) > 65536
+        {
+            return Some(format!("{threads} threads of {registers} registers (.maxnreg): a block has 65536"));
+        }
         let members: u32 = cluster.iter().product();
         if members > 1 {
             if self.card.sm < 90 {

@@ -10,6 +10,8 @@ pub mod checks;
 pub mod counts;
 pub mod decode;
 pub mod device;
+pub mod driver;
+pub mod fatbin;
 pub mod lanes;
 pub mod machine;
 pub mod memory;

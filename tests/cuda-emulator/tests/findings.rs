@@ -158,5 +158,9 @@ fn launches_beyond_the_card() {
     assert!(refused(Shape { grid: [1, 70000, 1], block: [32, 1, 1], ..Shape::default() }).contains("65535"));
     assert!(refused(Shape::linear(1, 32).shared(200_000)).contains("shared memory"));
     assert!(refused(Shape { cluster: [2, 1, 1], ..Shape::linear(2, 32) }).contains("cluster"));
+    let text = ".version 7.0\n.target sm_80\n.address_size 64\n.entry k() .maxnreg 128 { ret; }";
+    let few = Bench::from_text(text, "A100", Config::default());
+    few.clean("k", Shape::linear(1, 512), &[]);
+    assert!(few.run("k", Shape::linear(1, 1024), &[]).findings[0].detail.contains("registers"));
     assert!(refused(Shape { cooperative: true, ..Shape::linear(1_000_000, 32) }).contains("resident"));
 }

@@ -11,9 +11,6 @@ use crate::ptx::Error;
 use crate::ptx::ast::{Function, Instruction, Module, Operand};
 use crate::ptx::types::{Space, Type};
 
-/// Largest static shared memory and local memory that decode accepts, bytes.
-const MAX_STATIC: u64 = 1 << 24;
-
 /// A branch whose target is a block that has no place yet.
 struct Fixup {
     code: usize,
@@ -25,12 +22,12 @@ struct Fixup {
 pub struct Builder<'m> {
     /// The module.
     pub module: &'m Module,
-    addresses: &'m HashMap<String, u64>,
+    pub(super) addresses: &'m HashMap<String, u64>,
     /// What is being written.
     pub program: Program,
     constants: HashMap<(u64, bool), Reg>,
     specials: HashMap<(Special, bool), Reg>,
-    shared: HashMap<String, u64>,
+    pub(super) shared: HashMap<String, u64>,
     /// Slot or predicate number of each register of the present function.
     registers: Vec<u32>,
     /// Places of the present function's variables.
@@ -101,9 +98,14 @@ impl<'m> Builder<'m> {
         self.program.files = self.module.files.clone();
         let product = |d: [u32; 3]| d.iter().fold(1u32, |a, b| a.saturating_mul(*b));
         self.program.max_threads = function.max_threads.map(product);
+        self.program.max_registers = function.max_registers;
         self.program.required_threads = function.required_threads;
         self.program.required_cluster = function.required_cluster;
         (self.program.params, self.program.param_bytes) = layout::params(&function.params);
+        let param_bytes: u64 = function.params.iter().map(|p| p.bytes + u64::from(p.align)).sum();
+        if param_bytes > 1 << 16 {
+            return Err(Error::new(function.line, format!("parameters of {param_bytes} bytes: at most 32764")));
+        }
         self.program.functions = vec![FunctionInfo::default(); self.module.functions.len()];
         let functions = layout::reachable(self.module, kernel);
         self.place_shared(&functions)?;
@@ -122,7 +124,7 @@ impl<'m> Builder<'m> {
         self.program.return_buffer = local.place(u64::from(return_bytes), 16) as u32;
         // Room to read 8 bytes of any argument.
         self.program.local_bytes = (local.used + 8).next_multiple_of(16) as u32;
-        if local.used > MAX_STATIC {
+        if local.used > super::placement::MAX_STATIC {
             return Err(Error::new(
                 function.line,
                 format!("local memory of {} bytes a thread is too much", local.used),
@@ -136,101 +138,6 @@ impl<'m> Builder<'m> {
             self.body(index)?;
         }
         Ok(self.program)
-    }
-
-    fn place_shared(&mut self, functions: &[usize]) -> Result<(), Error> {
-        let mut arena = Arena::default();
-        let mut dynamic: Vec<(String, u32)> = Vec::new();
-        for &index in functions {
-            let function = &self.module.functions[index];
-            for name in &layout::calls(function).symbols {
-                let Some(v) = self.module.variables.iter().find(|v| v.name == *name && v.space == Space::Shared) else {
-                    continue;
-                };
-                if v.is_extern || v.bytes == 0 {
-                    dynamic.push((v.name.clone(), v.align));
-                }
-            }
-        }
-        // In the order of the module, so that offsets do not depend on hashing.
-        let mentioned: std::collections::HashSet<String> =
-            functions.iter().flat_map(|i| layout::calls(&self.module.functions[*i]).symbols).collect();
-        for v in &self.module.variables {
-            if v.space == Space::Shared && mentioned.contains(&v.name) && !v.is_extern && v.bytes > 0 {
-                let at = arena.place(v.bytes, v.align);
-                self.program.shared_names.push((at as u32, v.bytes as u32, v.name.clone()));
-                self.shared.insert(v.name.clone(), at);
-            }
-        }
-        for &index in functions {
-            for (n, v) in self.module.functions[index].variables.iter().enumerate() {
-                if v.space == Space::Shared && v.bytes > 0 {
-                    let at = arena.place(v.bytes, v.align);
-                    self.program.shared_names.push((at as u32, v.bytes as u32, v.name.clone()));
-                    self.shared.insert(format!("{index}:{n}"), at);
-                }
-            }
-        }
-        if arena.used > MAX_STATIC {
-            return Err(Error::new(0, format!("static shared memory of {} bytes is too much", arena.used)));
-        }
-        let align = dynamic.iter().map(|(_, a)| *a).max().unwrap_or(1).max(16);
-        let total = if dynamic.is_empty() { arena.used } else { arena.used.next_multiple_of(u64::from(align)) };
-        for (name, _) in dynamic {
-            self.shared.insert(name, total);
-        }
-        self.program.shared_bytes = total as u32;
-        Ok(())
-    }
-
-    fn place_local(&mut self, index: usize, arena: &mut Arena) -> Result<Vec<Place>, Error> {
-        let function = &self.module.functions[index];
-        let mut places = Vec::new();
-        let start = arena.used.next_multiple_of(16);
-        arena.used = start;
-        let is_return = |name: &str| function.returns.iter().any(|r| r.name == name);
-        for (n, v) in function.variables.iter().enumerate() {
-            places.push(match v.space {
-                Space::Param if function.is_entry && n < self.program.params.len() => {
-                    Place::Param(self.program.params[n].0)
-                }
-                Space::Shared => Place::Shared(
-                    self.shared.get(&format!("{index}:{n}")).copied().unwrap_or(u64::from(self.program.shared_bytes))
-                        as u32,
-                ),
-                Space::Global | Space::Const => Place::Global(self.addresses.get(&v.name).copied().unwrap_or(0)),
-                _ if is_return(&v.name) => Place::Local(0),
-                _ => Place::Local(arena.place(v.bytes, v.align.max(8)) as u32),
-            });
-        }
-        let end = arena.used;
-        for (n, v) in function.variables.iter().enumerate() {
-            if v.space == Space::Param && is_return(&v.name) && !function.is_entry {
-                places[n] = Place::Local(arena.place(v.bytes, v.align.max(8)) as u32);
-            }
-        }
-        let place_of = |name: &str| {
-            let n = function.variables.iter().position(|v| v.name == name);
-            match n.map(|n| places[n]) {
-                Some(Place::Local(at)) => Some(at),
-                _ => None,
-            }
-        };
-        let mut ranges = |variables: &[crate::ptx::Variable]| -> Vec<(u32, u32)> {
-            variables
-                .iter()
-                .map(|v| (place_of(&v.name).unwrap_or_else(|| arena.place(v.bytes, 8) as u32), v.bytes as u32))
-                .collect()
-        };
-        if !function.is_entry {
-            let (params, returns) = (ranges(&function.params), ranges(&function.returns));
-            let info = &mut self.program.functions[index];
-            info.params = params;
-            info.returns = returns;
-        }
-        self.program.functions[index].name = function.name.clone();
-        self.program.functions[index].local = (start as u32, (end - start) as u32);
-        Ok(places)
     }
 
     fn body(&mut self, index: usize) -> Result<(), Error> {

@@ -15,6 +15,7 @@ pub mod layout;
 pub mod memory;
 pub mod moves;
 pub mod operands;
+pub mod placement;
 pub mod warp;
 
 use std::collections::HashMap;

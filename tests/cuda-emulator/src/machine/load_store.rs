@@ -110,6 +110,9 @@ impl Block<'_> {
         let at = addresses(warp, constants, &store.address);
         let bytes = store.size * store.source.len() as u32;
         self.aligned(&at, active, bytes.min(16))?;
+        if let (4, [(reg, false)], Order::Weak) = (store.size, &store.source[..], store.order) {
+            return self.store_words(warp, store.space, &at, active, *reg);
+        }
         // All values side by side, as memory will hold them.
         let mut values = [[0u8; 64]; 32];
         for (e, &(reg, wide)) in store.source.iter().enumerate() {
@@ -160,6 +163,36 @@ impl Block<'_> {
                         }
                     }
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// The store that kernels use most: one 32-bit value a lane.
+    fn store_words(
+        &mut self,
+        warp: &mut Warp,
+        space: Space,
+        at: &[u64; 32],
+        active: u32,
+        reg: Reg,
+    ) -> Result<(), Fault> {
+        let words = lanes32(warp, &self.program().constants, reg);
+        let mut left = active;
+        while left != 0 {
+            let span = self.span(warp, space, at, left, 4)?;
+            left &= !span.lanes;
+            self.writable(&span, at)?;
+            if self.config().check {
+                let new = |lane: u32, byte: u32| words[lane as usize].to_le_bytes()[byte as usize];
+                self.check_write(warp, &span, at, 4, false, new);
+            } else if let Region::Global(index) = span.region {
+                self.mark_written(index, &span, at, 4);
+            }
+            self.count_access(&span, at, 4, true);
+            for lane in lanes(span.lanes) {
+                // SAFETY: `span` checked 4 bytes at every lane of it, `writable` that they may be written.
+                unsafe { span.host(at[lane as usize], lane).cast::<u32>().write_unaligned(words[lane as usize]) };
             }
         }
         Ok(())

@@ -109,7 +109,7 @@ impl<'a> Block<'a> {
                         (source(warp, constants, a), source(warp, constants, b), source(warp, constants, c));
                     if active == warp.alive {
                         // Lanes that have exited may be overwritten: nothing reads them again.
-                        let d = warp.slots[d.0 as usize..].as_mut_ptr().cast();
+                        let d = warp.slots.as_mut_ptr().wrapping_add(d.0 as usize).cast();
                         // SAFETY: the decoder gives registers the slots that `f` expects; equal or disjoint.
                         unsafe { f(d, a, b, c) };
                     } else {

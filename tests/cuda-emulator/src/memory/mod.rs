@@ -163,6 +163,32 @@ impl Memory {
         Some(allocation)
     }
 
+    /// Allocates memory that host and device share: its device address is its host address. All of it counts as written,
+    /// for nobody sees the host write.
+    pub fn allocate_shared(&self, bytes: u64, name: &str) -> Option<Arc<Allocation>> {
+        let mut state = self.state();
+        let mut allocation = Allocation::new(0, bytes, state.count + 1, name.to_string(), false)?;
+        allocation.base = allocation.data as u64;
+        let allocation = Arc::new(allocation);
+        state.count += 1;
+        state.freed.remove(&allocation.base);
+        state.live.insert(allocation.base, allocation.clone());
+        state.used += bytes;
+        state.snapshot = None;
+        Some(allocation)
+    }
+
+    /// Frees everything: the end of a context.
+    pub fn clear(&self) {
+        let mut state = self.state();
+        let live = std::mem::take(&mut state.live);
+        for (address, gone) in live {
+            state.freed.insert(address, (gone.bytes, gone.describe()));
+        }
+        state.used = 0;
+        state.snapshot = None;
+    }
+
     /// Frees the allocation that starts at `address`.
     pub fn free(&self, address: u64) -> Result<(), Box<Finding>> {
         let mut state = self.state();

@@ -57,6 +57,9 @@ pub fn add_to_odd(a: f64, b: f64) -> f64 {
 /// `a * b + c` of f32 values, rounded once.
 pub fn fma32(a: f32, b: f32, c: f32, rounding: Rounding) -> f32 {
     let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
+    if !product.is_finite() || !c.is_finite() {
+        return (product + c) as f32;
+    }
     if product == 0.0 && c == 0.0 || product == -c {
         // Exact zeros: the sign is that of both terms, or by the direction.
         if product == 0.0 && product.is_sign_negative() == c.is_sign_negative() {

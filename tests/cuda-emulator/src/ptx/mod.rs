@@ -1,16 +1,18 @@
 //! PTX text to a syntax tree: what was written, with names resolved and nothing yet decided about how it runs.
 //!
-//! [`lexer`] makes tokens, [`parser`] makes modules and functions, [`instruction`] statements and operands, [`constant`]
-//! the constant expressions. Meaning is given in [`crate::decode`]. Grammar: PTX ISA, chapters "Syntax" and
+//! [`lexer`] makes tokens, [`parser`] makes modules, [`variable`] and [`function`] what they hold, [`instruction`]
+//! statements and operands, [`constant`] the constant expressions. Meaning is given in [`crate::decode`]. Grammar: PTX ISA, chapters "Syntax" and
 //! "State Spaces, Types, and Variables". Text from outside never panics here: every refusal is an [`Error`] with a line.
 
 pub mod ast;
 pub mod constant;
+pub mod function;
 pub mod instruction;
 pub mod lexer;
 pub mod parser;
 pub mod scope;
 pub mod types;
+pub mod variable;
 
 pub use ast::{Function, Instruction, Module, Operand, Variable};
 pub use types::{Space, Type};

@@ -1,0 +1,273 @@
+//! Unmodified cudarc on the emulator as `libcuda.so.1`: allocation, copies, launches, streams, events, graphs, errors.
+//!
+//! The library is opened by its path; its name is then known to the process, and cudarc's own search finds it.
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg, sys};
+use cudarc::nvrtc::Ptx;
+
+unsafe extern "C" {
+    fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
+    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+}
+
+fn library() -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    let deps = exe.parent().unwrap();
+    [deps.parent().unwrap(), deps]
+        .iter()
+        .map(|d| d.join("libcuda_emulator.so"))
+        .find(|p| p.exists())
+        .expect("the cdylib beside the tests")
+}
+
+/// The emulator as the process's CUDA driver. One context, one stream of errors: tests take turns.
+fn driver() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = CString::new(library().to_str().unwrap()).unwrap();
+    // SAFETY: RTLD_NOW | RTLD_GLOBAL of our own library.
+    assert!(!unsafe { dlopen(path.as_ptr(), 0x102) }.is_null());
+    // SAFETY: only asks.
+    assert!(unsafe { sys::is_culib_present() });
+    turn
+}
+
+fn kernels(name: &str) -> Ptx {
+    Ptx::from_src(std::fs::read_to_string(format!("{}/tests/kernels/{name}.ptx", env!("CARGO_MANIFEST_DIR"))).unwrap())
+}
+
+#[test]
+fn allocation_copies_and_a_launch() {
+    let _turn = driver();
+    let ctx = CudaContext::new(0).unwrap();
+    assert!(ctx.name().unwrap().contains("A100"));
+    assert_eq!(ctx.compute_capability().unwrap(), (8, 0));
+    let stream = ctx.default_stream();
+    let f = ctx.load_module(kernels("basics")).unwrap().load_function("vector_add").unwrap();
+    let x: Vec<f32> = (0..1000).map(|i| i as f32).collect();
+    let a = stream.clone_htod(&x).unwrap();
+    let b = a.clone();
+    let mut c = stream.alloc_zeros::<f32>(1000).unwrap();
+    let n = 1000i32;
+    // SAFETY: the arguments are those of the kernel.
+    unsafe { stream.launch_builder(&f).arg(&a).arg(&b).arg(&mut c).arg(&n).launch(LaunchConfig::for_num_elems(1000)) }
+        .unwrap();
+    let out = stream.clone_dtoh(&c).unwrap();
+    assert!(out.iter().enumerate().all(|(i, v)| *v == 2.0 * i as f32));
+    let part = c.slice(10..20);
+    assert_eq!(stream.clone_dtoh(&part).unwrap()[0], 20.0);
+    assert!(ctx.load_module(kernels("basics")).unwrap().load_function("nothing").is_err());
+}
+
+#[test]
+fn streams_events_and_pinned_memory() {
+    let _turn = driver();
+    let ctx = CudaContext::new(0).unwrap();
+    let first = ctx.new_stream().unwrap();
+    let second = ctx.new_stream().unwrap();
+    let start = first.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).unwrap();
+    let f = ctx.load_module(kernels("basics")).unwrap().load_function("scan_block").unwrap();
+    let x = first.clone_htod(&vec![1i32; 100]).unwrap();
+    let mut y = first.alloc_zeros::<i32>(100).unwrap();
+    let n = 100i32;
+    let shape = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (128, 1, 1), shared_mem_bytes: 1024 };
+    // SAFETY: the arguments are those of the kernel.
+    unsafe { first.launch_builder(&f).arg(&x).arg(&mut y).arg(&n).launch(shape) }.unwrap();
+    second.join(&first).unwrap();
+    let out = second.clone_dtoh(&y).unwrap();
+    assert_eq!(out[99], 100);
+    let end = first.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).unwrap();
+    assert!(start.elapsed_ms(&end).unwrap() >= 0.0);
+    // SAFETY: written before it is read.
+    let mut pinned = unsafe { ctx.alloc_pinned::<i32>(100) }.unwrap();
+    pinned.as_mut_slice().unwrap().fill(3);
+    let z = first.clone_htod(&pinned).unwrap();
+    assert_eq!(first.clone_dtoh(&z).unwrap(), vec![3; 100]);
+    first.synchronize().unwrap();
+}
+
+#[test]
+fn graphs_replay_what_a_stream_captured() {
+    let _turn = driver();
+    let ctx = CudaContext::new(0).unwrap();
+    // SAFETY: one stream.
+    unsafe { ctx.disable_event_tracking() };
+    let stream = ctx.new_stream().unwrap();
+    let f = ctx.load_module(kernels("basics")).unwrap().load_function("vector_add").unwrap();
+    let one = stream.clone_htod(&[1f32; 64]).unwrap();
+    let mut sum = stream.alloc_zeros::<f32>(64).unwrap();
+    let n = 64i32;
+    stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    let address = {
+        use cudarc::driver::DevicePtrMut;
+        sum.device_ptr_mut(&stream).0
+    };
+    // SAFETY: sum += one, with the address of the sum twice.
+    unsafe {
+        stream.launch_builder(&f).arg(&one).arg(&address).arg(&address).arg(&n).launch(LaunchConfig::for_num_elems(64))
+    }
+    .unwrap();
+    let graph = stream
+        .end_capture(sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)
+        .unwrap()
+        .unwrap();
+    assert_eq!(stream.clone_dtoh(&sum).unwrap()[5], 0.0, "captured, not run");
+    for _ in 0..3 {
+        graph.launch().unwrap();
+    }
+    assert_eq!(stream.clone_dtoh(&sum).unwrap(), vec![3.0; 64]);
+}
+
+#[test]
+fn shared_memory_limits_and_occupancy() {
+    let _turn = driver();
+    let ctx = CudaContext::new(0).unwrap();
+    let stream = ctx.default_stream();
+    let f = ctx.load_module(kernels("basics")).unwrap().load_function("scan_block").unwrap();
+    let x = stream.clone_htod(&[1i32; 8]).unwrap();
+    let mut y = stream.alloc_zeros::<i32>(8).unwrap();
+    let n = 8i32;
+    let shape = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 100_000 };
+    // SAFETY: the arguments are those of the kernel.
+    let launch = |y: &mut cudarc::driver::CudaSlice<i32>| unsafe {
+        stream.launch_builder(&f).arg(&x).arg(y).arg(&n).launch(shape)
+    };
+    assert!(launch(&mut y).is_err(), "more than 48 KiB must be asked for");
+    f.set_attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 100_000).unwrap();
+    launch(&mut y).unwrap();
+    assert_eq!(stream.clone_dtoh(&y).unwrap()[7], 8);
+    assert_eq!(f.occupancy_max_active_blocks_per_multiprocessor(1024, 0, None).unwrap(), 2);
+    assert_eq!(f.occupancy_max_active_blocks_per_multiprocessor(128, 100_000, None).unwrap(), 1);
+}
+
+#[test]
+fn calls_that_are_not_there_say_so_and_every_call_exists() {
+    let _turn = driver();
+    let path = CString::new(library().to_str().unwrap()).unwrap();
+    // SAFETY: opened before.
+    let library = unsafe { dlopen(path.as_ptr(), 0x102) };
+    // SAFETY: functions of no arguments.
+    let call = |name: &str| -> u32 {
+        let name = CString::new(name).unwrap();
+        let f = unsafe { dlsym(library, name.as_ptr()) };
+        assert!(!f.is_null(), "{name:?}");
+        unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> u32>(f)() }
+    };
+    assert_eq!(call("cuTexRefCreate"), 801);
+    assert_eq!(call("cuArrayCreate_v2"), 801);
+    // SAFETY: pointers to locals.
+    unsafe {
+        let mut address = std::ptr::null_mut();
+        let mut status = sys::CUdriverProcAddressQueryResult::CU_GET_PROC_ADDRESS_SUCCESS;
+        assert_eq!(
+            sys::cuGetProcAddress_v2(c"cuMemAlloc".as_ptr(), &mut address, 12000, 0, &mut status).result(),
+            Ok(())
+        );
+        assert!(!address.is_null());
+        assert!(sys::cuGetProcAddress_v2(c"cuNothing".as_ptr(), &mut address, 12000, 0, &mut status).result().is_err());
+    }
+}
+
+#[test]
+fn images_that_cannot_run_are_refused_with_the_driver_s_codes() {
+    let _turn = driver();
+    let ctx = CudaContext::new(0).unwrap();
+    ctx.bind_to_thread().unwrap();
+    let load = |image: &[u8]| {
+        let mut module = std::ptr::null_mut();
+        // SAFETY: images end in NUL or carry their size.
+        unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) as u32 }
+    };
+    assert_eq!(load(b"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\0"), 209);
+    assert_eq!(load(b"nonsense\0"), 200);
+    assert_eq!(load(b".version 7.0\n.target sm_80\n.address_size 64\n.entry k() { nonsense.u32 %r1; }\0"), 218);
+    assert_eq!(load(b".version 8.0\n.target sm_90\n.address_size 64\n\0"), 209);
+    assert_eq!(load(b".version 7.0\n.target sm_80\n.address_size 64\n\0"), 0);
+}
+
+/// Runs this test binary again for one of the cases below, with an environment.
+fn child(case: &str, environment: &[(&str, &str)]) -> (bool, String) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "child_process", "--nocapture"])
+        .env("CUEMU_TEST_CASE", case)
+        .envs(environment.iter().copied());
+    let output = command.output().unwrap();
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
+    )
+}
+
+#[test]
+fn child_process() {
+    let Ok(case) = std::env::var("CUEMU_TEST_CASE") else { return };
+    let _turn = driver();
+    let ctx = CudaContext::new(0).unwrap();
+    let stream = ctx.default_stream();
+    let one = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (64, 1, 1), shared_mem_bytes: 0 };
+    match case.as_str() {
+        "race" => {
+            let f = ctx.load_module(kernels("bugs")).unwrap().load_function("shared_race").unwrap();
+            let mut y = stream.alloc_zeros::<f32>(64).unwrap();
+            // SAFETY: the arguments are those of the kernel.
+            unsafe { stream.launch_builder(&f).arg(&mut y).launch(one) }.unwrap();
+            println!("result {:?}", stream.synchronize().map_err(|e| e.0 as u32));
+        }
+        "double_free" => {
+            // SAFETY: the second free is the mistake that must be answered.
+            unsafe {
+                let p = cudarc::driver::result::malloc_sync(64).unwrap();
+                cudarc::driver::result::free_sync(p).unwrap();
+                println!("result {:?}", cudarc::driver::result::free_sync(p).map_err(|e| e.0 as u32));
+                cudarc::driver::result::malloc_sync(4096).unwrap();
+            }
+        }
+        _ => {
+            println!("card {} {:?}", ctx.name().unwrap(), ctx.compute_capability().unwrap());
+            let f = ctx.load_module(kernels("basics")).unwrap().load_function("histogram").unwrap();
+            let x = stream.clone_htod(&[7u8; 100]).unwrap();
+            let mut bins = stream.alloc_zeros::<u32>(256).unwrap();
+            let n = 100i32;
+            // SAFETY: the arguments are those of the kernel.
+            unsafe { stream.launch_builder(&f).arg(&x).arg(&mut bins).arg(&n).launch(one) }.unwrap();
+            assert_eq!(stream.clone_dtoh(&bins).unwrap()[7], 100);
+        }
+    }
+}
+
+#[test]
+fn findings_become_sticky_errors_and_checks_can_be_off() {
+    let (ok, text) = child("race", &[]);
+    assert!(
+        ok && text.contains("result Err(719)") && text.contains("data race in shared memory in shared_race"),
+        "{text}"
+    );
+    assert!(text.contains("bugs.cu:"), "{text}");
+    let (ok, text) = child("race", &[("CUEMU_CHECK", "off")]);
+    assert!(ok && text.contains("result Ok(())"), "{text}");
+    let (ok, text) = child("double_free", &[]);
+    assert!(ok && text.contains("result Err(1)") && text.contains("double free"), "{text}");
+    assert!(text.contains("memory not freed") && text.contains("4096 bytes"), "{text}");
+}
+
+#[test]
+fn reports_cards_and_tables() {
+    let path = std::env::temp_dir().join(format!("cuemu-report-{}.json", std::process::id()));
+    let (ok, text) =
+        child("report", &[("CUEMU_CARD", "H100"), ("CUEMU_REPORT", path.to_str().unwrap()), ("CUEMU_TABLE", "1")]);
+    assert!(ok && text.contains("card NVIDIA H100") && text.contains("(9, 0)") && text.contains("modelled"), "{text}");
+    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let launch = &report["launches"][0];
+    assert_eq!(launch["kernel"], "histogram");
+    assert_eq!(launch["atomics"]["shared"], 100);
+    assert_eq!(launch["atomics"]["global"], 1);
+    assert!(launch["modelled"]["seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!(launch["findings"].as_array().unwrap().len(), 0);
+}
