@@ -18,7 +18,8 @@ unsafe extern "C" {
 fn library() -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     let deps = exe.parent().unwrap();
-    [deps.parent().unwrap(), deps]
+    // `cargo test` writes the library beside the tests; one a directory up may be of an older `cargo build`.
+    [deps, deps.parent().unwrap()]
         .iter()
         .map(|d| d.join("libcuda_emulator.so"))
         .find(|p| p.exists())
