@@ -15,7 +15,7 @@ pub struct Args {
     gguf: PathBuf,
     /// Directory to write.
     out: PathBuf,
-    /// Replace what is in the directory.
+    /// Replace an existing model directory.
     #[arg(long)]
     force: bool,
 }

@@ -28,7 +28,7 @@ pub enum Value {
 /// One tensor's place in the file.
 #[derive(Clone, Debug)]
 pub struct TensorInfo {
-    /// Dimensions as Hugging Face writes them (rows first; the file stores the reverse).
+    /// One to four dimensions, none of them 0, as Hugging Face writes them (rows first; the file stores the reverse).
     pub shape: Vec<usize>,
     /// Storage type.
     pub kind: GgmlType,
@@ -56,6 +56,11 @@ impl Gguf {
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         let (metadata, tensors) = parse(&map).map_err(|what| Error::Gguf { path: path.to_path_buf(), what })?;
         Ok(Gguf { path: path.to_path_buf(), map, metadata, tensors })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(super) fn error(&self, what: impl Into<String>) -> Error {
@@ -146,20 +151,25 @@ fn parse(bytes: &[u8]) -> Result<Parsed, String> {
         let key = r.text()?;
         let kind = r.u32()?;
         let value = r.value(kind, 0).map_err(|e| format!("metadata {key}: {e}"))?;
-        metadata.insert(key, value);
+        if metadata.insert(key.clone(), value).is_some() {
+            return Err(format!("metadata {key} occurs twice"));
+        }
     }
     let mut infos = Vec::new();
     for _ in 0..n_tensors {
         let name = r.text()?;
         let n_dims = r.u32()?;
-        if n_dims > 4 {
-            return Err(format!("tensor {name} has {n_dims} dimensions"));
+        if !(1..=4).contains(&n_dims) {
+            return Err(format!("tensor {name} has {n_dims} dimensions; expected 1 to 4"));
         }
         let mut shape = Vec::new();
         for _ in 0..n_dims {
             shape.push(usize::try_from(r.u64()?).map_err(|_| format!("tensor {name} is too large"))?);
         }
         shape.reverse();
+        if shape.contains(&0) {
+            return Err(format!("tensor {name} of shape {shape:?} is empty"));
+        }
         let kind = GgmlType::from_id(r.u32()?).map_err(|e| format!("tensor {name}: {e}"))?;
         infos.push((name, shape, kind, r.u64()?));
     }
@@ -186,7 +196,10 @@ fn parse(bytes: &[u8]) -> Result<Parsed, String> {
                 bytes.len()
             ));
         };
-        tensors.insert(name, TensorInfo { shape, kind, start, end });
+        let info = TensorInfo { shape, kind, start, end };
+        if tensors.insert(name.clone(), info).is_some() {
+            return Err(format!("tensor {name} occurs twice"));
+        }
     }
     Ok((metadata, tensors))
 }

@@ -11,8 +11,10 @@ use super::Error;
 use super::gguf::{Gguf, Value};
 
 /// Token types of `tokenizer.ggml.token_type`.
+const UNKNOWN: i128 = 2;
 const CONTROL: i128 = 3;
 const USER_DEFINED: i128 = 4;
+const BYTE: i128 = 6;
 
 /// The tokenizer as the `tokenizers` library reads it.
 pub fn tokenizer_json(file: &Gguf) -> Result<Json, Error> {
@@ -21,14 +23,17 @@ pub fn tokenizer_json(file: &Gguf) -> Result<Json, Error> {
         Some(Value::List(list)) => list.iter().map(|v| if let Value::Int(i) = v { *i } else { 1 }).collect(),
         _ => vec![1; tokens.len()],
     };
+    if types.len() != tokens.len() {
+        return Err(file.error(format!("{} token types for {} tokens", types.len(), tokens.len())));
+    }
     let added: Vec<Json> = tokens
         .iter()
         .zip(&types)
         .enumerate()
-        .filter(|(_, (_, kind))| matches!(**kind, CONTROL | USER_DEFINED))
+        .filter(|(_, (_, kind))| matches!(**kind, UNKNOWN | CONTROL | USER_DEFINED))
         .map(|(id, (content, kind))| {
             json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": *kind == CONTROL})
+                "normalized": false, "special": *kind != USER_DEFINED})
         })
         .collect();
     let vocab: serde_json::Map<String, Json> =
@@ -38,7 +43,7 @@ pub fn tokenizer_json(file: &Gguf) -> Result<Json, Error> {
     }
     let parts = match file.text("tokenizer.ggml.model")? {
         "gpt2" => byte_level(file, vocab)?,
-        "llama" => sentence_piece(file, &tokens, vocab)?,
+        "llama" => sentence_piece(file, &tokens, &types, vocab)?,
         other => {
             return Err(file.error(format!("tokenizer.ggml.model {other:?} is not supported; supported: gpt2, llama")));
         }
@@ -138,19 +143,28 @@ fn byte_level(file: &Gguf, vocab: serde_json::Map<String, Json>) -> Result<Parts
 }
 
 /// SentencePiece BPE: the merges follow from the vocabulary and its scores, as Hugging Face's converter derives them.
-fn sentence_piece(file: &Gguf, tokens: &[&str], vocab: serde_json::Map<String, Json>) -> Result<Parts, Error> {
+fn sentence_piece(
+    file: &Gguf,
+    tokens: &[&str],
+    types: &[i128],
+    vocab: serde_json::Map<String, Json>,
+) -> Result<Parts, Error> {
     let score = |v: &Value| if let Value::Float(x) = v { *x } else { 0.0 };
     let scores: Vec<f64> = file.list("tokenizer.ggml.scores")?.iter().map(score).collect();
     if scores.len() != tokens.len() {
         return Err(file.error(format!("{} scores for {} tokens", scores.len(), tokens.len())));
     }
     let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(i, t)| (*t, i)).collect();
-    let mut merges: Vec<(f64, usize, usize, [&str; 2])> = Vec::new();
-    for (token, &score) in tokens.iter().zip(&scores) {
+    let mut merges: Vec<(f64, usize, [usize; 2], [&str; 2])> = Vec::new();
+    for (id, token) in tokens.iter().enumerate() {
+        // Text is never merged into a token such as `<s>`: what a title says must not become a control token.
+        if matches!(types[id], UNKNOWN | CONTROL | BYTE) {
+            continue;
+        }
         for (at, _) in token.char_indices().skip(1) {
             let (a, b) = token.split_at(at);
             if let (Some(&left), Some(&right)) = (ids.get(a), ids.get(b)) {
-                merges.push((score, left, right, [a, b]));
+                merges.push((scores[id], id, [left, right], [a, b]));
             }
         }
     }

@@ -154,7 +154,7 @@ pub struct ModelWeights {
     pub fingerprint: String,
 }
 
-const MODULES: [&str; 7] = [
+pub(super) const MODULES: [&str; 7] = [
     "self_attn.q_proj",
     "self_attn.k_proj",
     "self_attn.v_proj",
@@ -232,7 +232,8 @@ pub(super) fn module_shapes(config: &ModelConfig) -> [(usize, usize); 7] {
     [(q, h), (kv, h), (kv, h), (h, q), (i, h), (i, h), (h, i)]
 }
 
-fn bias_flags(config: &ModelConfig) -> [bool; 7] {
+/// Which of q, k, v, o, gate, up, down have a bias.
+pub(super) fn bias_flags(config: &ModelConfig) -> [bool; 7] {
     let (qkv, o, mlp) = (config.qkv_bias, config.o_bias, config.mlp_bias);
     [qkv, qkv, qkv, o, mlp, mlp, mlp]
 }

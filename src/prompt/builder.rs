@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::tokenizer::Stretch;
 use super::{Error, LlmTokenizer, Piece, Slot, SlotKind, Template};
 
 /// How the places of a template are filled. Defaults are the official behaviour (reference, section 2.2).
@@ -40,29 +41,54 @@ pub struct PromptBuilder<'a> {
     tokenizer: &'a LlmTokenizer,
     template: &'a Template,
     style: &'a PromptStyle,
-    begin: Begin,
+    parts: Vec<Part>,
 }
 
-/// What `style.begin` is for this tokenizer.
-enum Begin {
-    Special(u32),
-    Text(String),
+/// A stretch of a template. Its own text may hold special tokens (`<s>`, chat marks); titles never do.
+enum Part {
+    Fixed(Filled),
+    Titles,
+    TargetTitle,
 }
 
-/// A stretch of a filled template: text to tokenise, or a slot.
+/// A stretch of a filled template.
+#[derive(Clone)]
 enum Filled {
     Text(String),
+    Token(String, u32),
     Slot(SlotKind, u8),
 }
 
 impl<'a> PromptBuilder<'a> {
     /// Puts the three together.
     pub fn new(tokenizer: &'a LlmTokenizer, template: &'a Template, style: &'a PromptStyle) -> Self {
-        let begin = match tokenizer.special_id(&style.begin) {
-            Some(id) => Begin::Special(id),
-            None => Begin::Text(style.begin.clone()),
+        let mut parts = Vec::new();
+        let fixed = |text: &str, parts: &mut Vec<Part>| {
+            parts.extend(tokenizer.split_added(text).into_iter().map(|s| {
+                Part::Fixed(match s {
+                    Stretch::Text(t) => Filled::Text(t.into()),
+                    Stretch::Token(t, id) => Filled::Token(t.into(), id),
+                })
+            }));
         };
-        PromptBuilder { tokenizer, template, style, begin }
+        fixed(&style.begin, &mut parts);
+        for piece in template.pieces() {
+            match piece {
+                Piece::Text(t) if style.literal_newline => fixed(t, &mut parts),
+                Piece::Text(t) => fixed(&t.replace("\\n", "\n"), &mut parts),
+                Piece::Titles => parts.push(Part::Titles),
+                Piece::TargetTitle => parts.push(Part::TargetTitle),
+                Piece::Slot(kind) => {
+                    for part in 0..style.tokens_per_vector {
+                        if part > 0 {
+                            parts.push(Part::Fixed(Filled::Text(".".into())));
+                        }
+                        parts.push(Part::Fixed(Filled::Slot(*kind, part as u8)));
+                    }
+                }
+            }
+        }
+        PromptBuilder { tokenizer, template, style, parts }
     }
 
     /// The template.
@@ -82,15 +108,12 @@ impl<'a> PromptBuilder<'a> {
 
     /// The prompt as the official code would write it, `<unk>` at the slots. `history`: liked titles, oldest first.
     pub fn text(&self, history: &[&str], target: &str) -> String {
-        let pieces = self.fill(self.recent(history), target);
-        let body: String = pieces
-            .iter()
-            .map(|p| match p {
-                Filled::Text(t) => t.as_str(),
-                Filled::Slot(..) => "<unk>",
-            })
-            .collect();
-        format!("{}{body}", self.style.begin)
+        let filled = self.fill(self.recent(history), target);
+        let text = |f: &Filled| match f {
+            Filled::Text(t) | Filled::Token(t, _) => t.clone(),
+            Filled::Slot(..) => "<unk>".into(),
+        };
+        filled.iter().map(text).collect()
     }
 
     /// Token ids and slots. Titles are dropped, oldest first, until the prompt fits `max_tokens`.
@@ -116,26 +139,17 @@ impl<'a> PromptBuilder<'a> {
     fn fill(&self, history: &[&str], target: &str) -> Vec<Filled> {
         let quoted = |title: &str| format!("\"{title}\"");
         let mut out: Vec<Filled> = Vec::new();
-        for piece in self.template.pieces() {
-            let text = match piece {
-                Piece::Text(t) if self.style.literal_newline => t.clone(),
-                Piece::Text(t) => t.replace("\\n", "\n"),
-                Piece::Titles if history.is_empty() => self.style.empty_history.clone(),
-                Piece::Titles => history.iter().map(|t| quoted(t)).collect::<Vec<_>>().join(", "),
-                Piece::TargetTitle => quoted(target.trim()),
-                Piece::Slot(kind) => {
-                    for part in 0..self.style.tokens_per_vector {
-                        if part > 0 {
-                            out.push(Filled::Text(".".into()));
-                        }
-                        out.push(Filled::Slot(*kind, part as u8));
-                    }
-                    continue;
-                }
+        for part in &self.parts {
+            let next = match part {
+                Part::Fixed(f) => f.clone(),
+                Part::Titles if history.is_empty() => Filled::Text(self.style.empty_history.clone()),
+                Part::Titles => Filled::Text(history.iter().map(|t| quoted(t)).collect::<Vec<_>>().join(", ")),
+                Part::TargetTitle => Filled::Text(quoted(target.trim())),
             };
-            match out.last_mut() {
-                Some(Filled::Text(last)) => last.push_str(&text),
-                _ => out.push(Filled::Text(text)),
+            // Adjoining text is one text to the tokenizer: its merges reach across the quotes.
+            match (out.last_mut(), next) {
+                (Some(Filled::Text(last)), Filled::Text(t)) => last.push_str(&t),
+                (_, next) => out.push(next),
             }
         }
         out
@@ -144,23 +158,11 @@ impl<'a> PromptBuilder<'a> {
     /// Each stretch of text is tokenised on its own, as a tokenizer does around special tokens.
     fn encode_filled(&self, filled: Vec<Filled>) -> Result<(Vec<u32>, Vec<Slot>), Error> {
         let (mut ids, mut slots) = (Vec::new(), Vec::new());
-        let mut prefix = match &self.begin {
-            Begin::Special(id) => {
-                ids.push(*id);
-                String::new()
-            }
-            Begin::Text(text) => text.clone(),
-        };
         for piece in filled {
             match piece {
-                Filled::Text(text) => {
-                    let text = std::mem::take(&mut prefix) + &text;
-                    ids.extend(self.tokenizer.encode(&text)?);
-                }
+                Filled::Text(text) => ids.extend(self.tokenizer.encode(&text)?),
+                Filled::Token(_, id) => ids.push(id),
                 Filled::Slot(kind, part) => {
-                    if !prefix.is_empty() {
-                        ids.extend(self.tokenizer.encode(&std::mem::take(&mut prefix))?);
-                    }
                     slots.push(Slot { position: ids.len() as u32, kind, part });
                     ids.push(self.tokenizer.placeholder_id());
                 }

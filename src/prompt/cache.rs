@@ -140,17 +140,26 @@ pub fn tokenize_split(
         [&dataset.fingerprint, split.name(), builder.template().text(), &style, builder.tokenizer().fingerprint()];
     let key: [u8; 32] = Sha256::digest(parts.join("\0")).into();
     let path: PathBuf = cache_dir.join(format!("prompts-{}-{}.bin", split.name(), &sha256(&key)[..16]));
-    if let Ok(file) = File::open(&path) {
-        // SAFETY: cache files are only ever replaced whole, by rename.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
-        if let Some(set) = PromptSet::open(Backing::Mapped(map), &key) {
-            return Ok(set);
-        }
+    if path.exists()
+        && let Some(set) = map(&path, &key)?
+    {
+        return Ok(set);
     }
     let bytes = encode(&dataset.titles, dataset.split(split), builder, &key, progress)?;
     std::fs::create_dir_all(cache_dir).map_err(Error::io(cache_dir))?;
     write_atomic(&path, |w| w.write_all(&bytes)).map_err(Error::io(&path))?;
-    Ok(PromptSet::open(Backing::owned(&bytes), &key).unwrap_or_else(|| unreachable!("just written")))
+    drop(bytes);
+    map(&path, &key)?.ok_or_else(|| {
+        Error::io(&path)(std::io::Error::other("was written and does not read back; is the disk sound?"))
+    })
+}
+
+/// The prompts of a cache file, unless it is damaged or made from something else.
+fn map(path: &Path, key: &[u8; 32]) -> Result<Option<PromptSet>, Error> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    // SAFETY: cache files are only ever replaced whole, by rename.
+    let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+    Ok(PromptSet::open(Backing::Mapped(map), key))
 }
 
 /// Tokenises rows that are not a split of a dataset (scoring requests), in memory.
@@ -192,23 +201,23 @@ fn encode(
         offsets
     };
     let (id_offsets, slot_offsets) = (offsets(&|p| p.0.len()), offsets(&|p| p.1.len()));
-    let mut body: Vec<u8> = Vec::new();
-    for count in [rows.len() as u64, slot_offsets[rows.len()], id_offsets[rows.len()]] {
-        body.extend(count.to_le_bytes());
-    }
-    body.extend_from_slice(bytemuck::cast_slice(&id_offsets));
-    body.extend_from_slice(bytemuck::cast_slice(&slot_offsets));
-    for slot in prompts.iter().flat_map(|p| &p.1) {
-        let stored = StoredSlot { position: slot.position, kind: slot.kind as u16, part: slot.part.into() };
-        body.extend_from_slice(bytemuck::bytes_of(&stored));
-    }
-    for (ids, _) in &prompts {
-        body.extend_from_slice(bytemuck::cast_slice(ids));
-    }
-    let mut bytes = Vec::with_capacity(72 + body.len());
+    let counts = [rows.len() as u64, slot_offsets[rows.len()], id_offsets[rows.len()]];
+    let mut bytes =
+        Vec::with_capacity(HEADER + 16 * id_offsets.len() + 8 * counts[1] as usize + 4 * counts[2] as usize);
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(key);
-    bytes.extend_from_slice(&Sha256::digest(&body));
-    bytes.append(&mut body);
+    bytes.extend_from_slice(&[0; 32]);
+    bytes.extend_from_slice(bytemuck::cast_slice(&counts));
+    bytes.extend_from_slice(bytemuck::cast_slice(&id_offsets));
+    bytes.extend_from_slice(bytemuck::cast_slice(&slot_offsets));
+    for slot in prompts.iter().flat_map(|p| &p.1) {
+        let stored = StoredSlot { position: slot.position, kind: slot.kind as u16, part: slot.part.into() };
+        bytes.extend_from_slice(bytemuck::bytes_of(&stored));
+    }
+    for (ids, _) in prompts {
+        bytes.extend_from_slice(bytemuck::cast_slice(&ids));
+    }
+    let checksum = Sha256::digest(&bytes[72..]);
+    bytes[40..72].copy_from_slice(&checksum);
     Ok(bytes)
 }

@@ -33,7 +33,7 @@ pub enum Error {
     },
     /// A prompt is longer than allowed even without history.
     #[error(
-        "prompt of {tokens} tokens for {title:?} exceeds prompt.max_tokens = {limit} even with an empty history; raise prompt.max_tokens"
+        "prompt of {tokens} tokens for {title:?} exceeds prompt.style.max_tokens = {limit} even with an empty history; raise it"
     )]
     TooLong {
         /// Its length.

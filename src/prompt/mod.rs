@@ -13,7 +13,7 @@ pub use builder::{PromptBuilder, PromptStyle};
 pub use cache::{PromptSet, encode_rows, tokenize_split};
 pub use error::Error;
 pub use template::{Piece, Template};
-pub use tokenizer::LlmTokenizer;
+pub use tokenizer::{LlmTokenizer, Stretch};
 
 /// Which collaborative vector a slot takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -9,14 +9,31 @@ use crate::files::sha256;
 
 /// A tokenizer, and the ids that CoLLM needs.
 ///
-/// Two forms of the same tokenizer: one knows the special tokens (for the text before the prompt, such as `<s>`), one does
-/// not (for everything else, so that a special token's text inside a title is only text).
+/// Text is encoded by a form of it that knows no added tokens, so that the text of a special token inside a title is only
+/// text. Where added tokens are meant, in templates, [`LlmTokenizer::split_added`] finds them.
 pub struct LlmTokenizer {
     path: PathBuf,
-    with_special: Tokenizer,
     plain: Tokenizer,
+    /// Longest first: where two match at one place, the longer is meant.
+    added: Vec<Added>,
     fingerprint: String,
     placeholder: u32,
+}
+
+/// An entry of `added_tokens` (its white-space options are not used: templates are written out exactly).
+#[derive(serde::Deserialize)]
+struct Added {
+    id: u32,
+    content: String,
+}
+
+/// A stretch of a text in which added tokens count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stretch<'a> {
+    /// Text without added tokens.
+    Text(&'a str),
+    /// An added token: its text and id.
+    Token(&'a str, u32),
 }
 
 impl LlmTokenizer {
@@ -27,18 +44,25 @@ impl LlmTokenizer {
         let bad = |what: String| Error::Tokenizer { path: path.clone(), what };
         let mut json: serde_json::Value =
             serde_json::from_slice(&bytes).map_err(|e| bad(format!("not a tokenizer file: {e}")))?;
-        let load = |json: &serde_json::Value| {
-            Tokenizer::from_bytes(json.to_string().as_bytes()).map_err(|e| bad(format!("not a usable tokenizer: {e}")))
+        let object = json.as_object_mut().ok_or_else(|| bad("not a tokenizer file: not an object".into()))?;
+        let added = object.insert("added_tokens".into(), serde_json::Value::Array(Vec::new()));
+        let mut added: Vec<Added> = match added {
+            None | Some(serde_json::Value::Null) => Vec::new(),
+            Some(list) => serde_json::from_value(list).map_err(|e| bad(format!("added_tokens: {e}")))?,
         };
-        let with_special = load(&json)?;
-        if let Some(object) = json.as_object_mut() {
-            object.insert("added_tokens".into(), serde_json::Value::Array(Vec::new()));
-            object.insert("post_processor".into(), serde_json::Value::Null);
+        added.retain(|a| !a.content.is_empty());
+        added.sort_by_key(|a| std::cmp::Reverse(a.content.len()));
+        // No tokens around the text, no cutting, no filling: the prompt is exactly the template's.
+        for off in ["post_processor", "truncation", "padding"] {
+            object.insert(off.into(), serde_json::Value::Null);
         }
-        let plain = load(&json)?;
-        let size = with_special.get_vocab_size(true) as u32;
-        let placeholder = with_special.token_to_id("<unk>").unwrap_or(size);
-        Ok(LlmTokenizer { with_special, plain, fingerprint: sha256(&bytes), placeholder, path })
+        let plain = Tokenizer::from_bytes(json.to_string().as_bytes())
+            .map_err(|e| bad(format!("not a usable tokenizer: {e}")))?;
+        let unknown = added.iter().find(|a| a.content == "<unk>").map(|a| a.id).or_else(|| plain.token_to_id("<unk>"));
+        let largest = plain.get_vocab(false).into_values().chain(added.iter().map(|a| a.id)).max();
+        let placeholder = unknown.or(largest.map_or(Some(0), |id| id.checked_add(1)));
+        let placeholder = placeholder.ok_or_else(|| bad("token id 4294967295 is out of range".into()))?;
+        Ok(LlmTokenizer { plain, added, fingerprint: sha256(&bytes), placeholder, path })
     }
 
     /// Identifies the file's contents.
@@ -59,9 +83,26 @@ impl LlmTokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Is this text, as a whole, one special token?
-    pub fn special_id(&self, text: &str) -> Option<u32> {
-        self.with_special.get_added_vocabulary().get_vocab().get(text).copied()
+    /// Text and added tokens in turn, as the official call of the tokenizer sees a template.
+    pub fn split_added<'t>(&self, text: &'t str) -> Vec<Stretch<'t>> {
+        let mut out = Vec::new();
+        let (mut start, mut at) = (0, 0);
+        while at < text.len() {
+            let Some(token) = self.added.iter().find(|a| text[at..].starts_with(&a.content)) else {
+                at += text[at..].chars().next().map_or(1, char::len_utf8);
+                continue;
+            };
+            let end = at + token.content.len();
+            if start < at {
+                out.push(Stretch::Text(&text[start..at]));
+            }
+            out.push(Stretch::Token(&text[at..end], token.id));
+            (start, at) = (end, end);
+        }
+        if start < at {
+            out.push(Stretch::Text(&text[start..at]));
+        }
+        out
     }
 
     /// Vocabulary ids of the answers "Yes" and "No", each tokenised on its own (reference, section 2.2).

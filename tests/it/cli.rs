@@ -157,7 +157,7 @@ fn training_refuses_what_cannot_work() {
         (&["--set", "prompt.style.max_tokens=4096"], "this model reads at most 512 tokens; lower it"),
         (&["--set", "stage1.loss=mse"], "unknown variant"),
         (&["--set", "stage1.train_lora=false"], "stage1 trains nothing"),
-        (&["--set", "prompt.style.max_tokens=20"], "exceeds prompt.max_tokens = 20 even with an empty history"),
+        (&["--set", "prompt.style.max_tokens=20"], "exceeds prompt.style.max_tokens = 20 even with an empty history"),
         (&["--config", "/nonexistent.toml"], "/nonexistent.toml: No such file"),
     ];
     for (extra, want) in cases {

@@ -8,6 +8,8 @@ use collm_engine::prompt::{
     LlmTokenizer, PromptBuilder, PromptStyle, Slot, SlotKind, Template, encode_rows, tokenize_split,
 };
 
+use proptest::prelude::*;
+
 use crate::common::{shared, tokenizer_json};
 
 fn tokenizer(dir: &std::path::Path) -> LlmTokenizer {
@@ -96,7 +98,7 @@ fn long_prompts_lose_old_titles_and_never_a_slot() {
     assert_eq!(slots.len(), 2);
     let style = PromptStyle { max_tokens: 50, ..PromptStyle::default() };
     let e = PromptBuilder::new(&tokenizer, &template, &style).encode(&titles, "X").unwrap_err().to_string();
-    assert!(e.contains("exceeds prompt.max_tokens = 50 even with an empty history"), "{e}");
+    assert!(e.contains("exceeds prompt.style.max_tokens = 50 even with an empty history"), "{e}");
 }
 
 fn dataset() -> Dataset {
@@ -154,6 +156,9 @@ fn the_cache_is_used_and_a_damaged_one_is_made_again() {
         same(&tokenize(&builder));
         assert_eq!(made(), 300, "damage at {damage}");
     }
+    std::fs::write(&file, "").unwrap();
+    same(&tokenize(&builder));
+    assert_eq!(made(), 300, "an empty file");
     let other = PromptStyle { max_history: 1, ..PromptStyle::default() };
     tokenize(&PromptBuilder::new(&tokenizer, &template, &other));
     assert_eq!(made(), 300, "another style is another file");
@@ -191,4 +196,41 @@ fn golden_token_ids() {
         n += 1;
     }
     assert_eq!(n, 88);
+}
+
+#[test]
+fn special_tokens_of_a_template_are_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer(dir.path());
+    let template = Template::parse("mine", "A<unk><TargetItemTitle>, <UserID>?").unwrap();
+    let style = PromptStyle { begin: "<unk>".into(), ..PromptStyle::default() };
+    let builder = PromptBuilder::new(&tokenizer, &template, &style);
+    assert_eq!(builder.text(&[], "<unk>"), "<unk>A<unk>\"<unk>\", <unk>?");
+    let (ids, slots) = builder.encode(&[], "<unk>").unwrap();
+    let text = |s: &str| s.bytes().map(u32::from).collect::<Vec<u32>>();
+    assert_eq!(ids, [vec![259], text("A"), vec![259], text("\"<unk>\", "), vec![259], text("?")].concat());
+    assert_eq!(
+        slots,
+        [Slot { position: 12, kind: SlotKind::User, part: 0 }],
+        "the one slot is where the template says"
+    );
+}
+
+proptest! {
+    /// Whatever the titles say: without slots a prompt's ids are those of its whole text, with slots there are two.
+    #[test]
+    fn any_titles(titles in prop::collection::vec(".{0,20}", 0..12), target in ".{0,20}") {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = tokenizer(dir.path());
+        let style = PromptStyle::default();
+        let titles: Vec<&str> = titles.iter().map(String::as_str).collect();
+        let template = Template::find("tallrec_movie").unwrap();
+        let builder = PromptBuilder::new(&tokenizer, &template, &style);
+        let text = builder.text(&titles, &target);
+        prop_assert_eq!(builder.encode(&titles, &target).unwrap().0, tokenizer.encode(&text).unwrap());
+        let template = Template::find("collm_movie").unwrap();
+        let (ids, slots) = PromptBuilder::new(&tokenizer, &template, &style).encode(&titles, &target).unwrap();
+        prop_assert_eq!(slots.iter().map(|s| s.kind).collect::<Vec<_>>(), [SlotKind::User, SlotKind::Item]);
+        prop_assert!(slots.iter().all(|s| ids[s.position as usize] == tokenizer.placeholder_id()));
+    }
 }
