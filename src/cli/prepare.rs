@@ -7,7 +7,9 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::Subcommand;
 
-use crate::data::{Layout, Manifest, SplitRule, prepare_collm, prepare_ml1m, prepare_table};
+use crate::data::{
+    Layout, Liked, Manifest, Split, SplitRule, prepare_collm, prepare_ml1m, prepare_ml100k_from, prepare_table,
+};
 
 /// Arguments of `collm-engine prepare`.
 #[derive(clap::Args)]
@@ -30,8 +32,8 @@ enum Source {
     /// MovieLens-100K as RecBole ships it (`ml-100k.inter`, `ml-100k.item`), split by time 60/20/20.
     #[command(name = "ml-100k")]
     Ml100k {
-        /// Directory that holds the two files.
-        #[arg(long, value_name = "DIR")]
+        /// Directory that holds the two files, or the wheel recbole-*.whl that they come in.
+        #[arg(long, value_name = "PATH")]
         from: PathBuf,
         #[command(flatten)]
         output: Output,
@@ -44,9 +46,12 @@ enum Source {
         /// Items (`.item`).
         #[arg(long, value_name = "FILE")]
         item: PathBuf,
-        /// Column of the title.
-        #[arg(long, default_value = "movie_title", value_name = "NAME")]
-        title_column: String,
+        /// Column of the title (default: the one that is named like a title).
+        #[arg(long, value_name = "NAME")]
+        title_column: Option<String>,
+        /// Column of a 0/1 label, instead of the rating and its threshold.
+        #[arg(long, value_name = "NAME", conflicts_with = "threshold")]
+        label_column: Option<String>,
         #[command(flatten)]
         split: Splits,
         #[command(flatten)]
@@ -69,10 +74,13 @@ enum Source {
         /// Column of the item, in both files.
         #[arg(long, default_value = "item", value_name = "NAME")]
         item_column: String,
-        /// Column of the rating, or of a 0/1 label with --threshold 1.
+        /// Column of the rating.
         #[arg(long, default_value = "rating", value_name = "NAME")]
         rating_column: String,
-        /// Column of the time: Unix seconds or ISO dates.
+        /// Column of a 0/1 label, instead of the rating and its threshold.
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["threshold", "rating_column"])]
+        label_column: Option<String>,
+        /// Column of the time: Unix seconds or ISO dates (UTC).
         #[arg(long, default_value = "timestamp", value_name = "NAME")]
         time_column: String,
         /// Column of the title.
@@ -127,6 +135,13 @@ impl Splits {
             _ => SplitRule::parse_fractions(&self.split)?,
         })
     }
+
+    fn liked(&self, rating: String, label: Option<String>) -> Liked {
+        match label {
+            Some(column) => Liked::Label { column },
+            None => Liked::Rating { column: rating, threshold: self.threshold },
+        }
+    }
 }
 
 /// Runs the subcommand.
@@ -136,20 +151,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Source::Ml1m { from, output: o } => {
             (prepare_ml1m(&from.join("ratings.dat"), &from.join("movies.dat"), &o.out, o.skip_bad_rows)?, o.out)
         }
-        Source::Ml100k { from, output: o } => {
-            let (inter, item) = (from.join("ml-100k.inter"), from.join("ml-100k.item"));
-            let rule = SplitRule::Fractions(60.0, 20.0, 20.0);
-            (
-                prepare_table("MovieLens-100K", &inter, &item, &Layout::recbole(4.0), &rule, &o.out, o.skip_bad_rows)?,
-                o.out,
-            )
-        }
-        Source::Recbole { inter, item, title_column, split, output: o } => {
-            let layout = Layout { title: title_column, ..Layout::recbole(split.threshold) };
-            (
-                prepare_table("RecBole atomic files", &inter, &item, &layout, &split.rule()?, &o.out, o.skip_bad_rows)?,
-                o.out,
-            )
+        Source::Ml100k { from, output: o } => (prepare_ml100k_from(&from, &o.out, o.skip_bad_rows)?, o.out),
+        Source::Recbole { inter, item, title_column, label_column, split, output: o } => {
+            let liked = split.liked("rating".into(), label_column);
+            let layout = Layout { title: title_column, liked, ..Layout::recbole(split.threshold) };
+            let name = "RecBole atomic files";
+            (prepare_table(name, &inter, &item, &layout, &split.rule()?, &o.out, o.skip_bad_rows)?, o.out)
         }
         Source::Csv {
             interactions,
@@ -158,15 +165,16 @@ pub fn run(args: Args) -> Result<ExitCode> {
             user_column,
             item_column,
             rating_column,
+            label_column,
             time_column,
             title_column,
             split,
             output: o,
         } => {
-            let delimiter = match delimiter.as_str() {
-                "\\t" | "tab" => b'\t',
-                d if d.len() == 1 => d.as_bytes()[0],
-                other => bail!("--delimiter {other:?}: expected one ASCII character, or tab"),
+            let delimiter = match delimiter.as_bytes() {
+                b"\\t" | b"tab" => b'\t',
+                &[byte] if byte.is_ascii() => byte,
+                _ => bail!("--delimiter {delimiter:?}: expected one ASCII character, or tab"),
             };
             let layout = Layout {
                 delimiter,
@@ -174,30 +182,41 @@ pub fn run(args: Args) -> Result<ExitCode> {
                 typed_header: false,
                 user: user_column,
                 item: item_column,
-                rating: rating_column,
+                liked: split.liked(rating_column, label_column),
                 timestamp: time_column,
-                title: title_column,
+                title: Some(title_column),
                 year: None,
-                threshold: split.threshold,
             };
             (prepare_table("CSV", &interactions, &items, &layout, &split.rule()?, &o.out, o.skip_bad_rows)?, o.out)
         }
         Source::Collm { from, out } => (prepare_collm(&from, &out)?, out),
     };
     println!("{}", summary(&manifest));
-    println!("written to {} in {:.1} s", out.display(), start.elapsed().as_secs_f64());
+    println!("{} in {:.1} s", out.display(), start.elapsed().as_secs_f64());
     Ok(ExitCode::SUCCESS)
 }
 
 /// The counts as a table.
 pub fn summary(manifest: &Manifest) -> String {
     let mut text = format!(
-        "{:<12} {:>9} {:>8} {:>7} {:>7} {:>9} {:>9} {:>9}\n",
-        "split", "rows", "liked", "users", "items", "not cold", "warm", "both new"
+        "{}: {} users, {} items\n{:<12} {:>9} {:>8} {:>7} {:>7} {:>9} {:>9} {:>9}\n",
+        manifest.source,
+        manifest.n_users - 1,
+        manifest.n_items - 1,
+        "split",
+        "rows",
+        "liked",
+        "users",
+        "items",
+        "not cold",
+        "warm",
+        "both new"
     );
-    for (name, f) in &manifest.splits {
+    for split in Split::ALL {
+        let f = manifest.splits.of(split);
         text += &format!(
-            "{name:<12} {:>9} {:>7.2}% {:>7} {:>7} {:>9} {:>9} {:>9}\n",
+            "{:<12} {:>9} {:>7.2}% {:>7} {:>7} {:>9} {:>9} {:>9}\n",
+            split.name(),
             f.rows,
             100.0 * f.positive_rate,
             f.users,
@@ -206,6 +225,9 @@ pub fn summary(manifest: &Manifest) -> String {
             f.warm,
             f.both_new
         );
+    }
+    if manifest.unused_rows > 0 {
+        text += &format!("{} rows not used by the rules\n", manifest.unused_rows);
     }
     if manifest.bad_rows > 0 {
         text += &format!("{} unusable rows left out, listed in bad_rows.tsv\n", manifest.bad_rows);

@@ -51,6 +51,8 @@ pub struct BadRow {
     pub line: u64,
     /// What was expected, and what was found.
     pub reason: String,
+    /// The row as it stands in the file (the first 200 characters).
+    pub text: String,
 }
 
 fn first_lines(rows: &[BadRow]) -> String {

@@ -1,4 +1,11 @@
-//! The columns of a pickled pandas `DataFrame` (pandas 1 and 2; blocks of numbers, lists and text).
+//! The columns of a pickled pandas `DataFrame`: blocks of numbers, lists and text, as pandas 1 to 3 write them.
+//!
+//! A pickle may name one value any number of times, so a small file can describe a huge frame. Text is therefore decoded
+//! once a value and shared, and everything that is built is paid from a budget of the file's size.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::pickle::{Id, Node, Pickle};
 
@@ -10,36 +17,38 @@ pub enum Column {
     /// Floats.
     Float(Vec<f64>),
     /// Text.
-    Text(Vec<String>),
+    Text(Vec<Arc<str>>),
     /// Lists of integers.
     IntList(Vec<Vec<i64>>),
     /// Lists of text.
-    TextList(Vec<Vec<String>>),
+    TextList(Vec<Vec<Arc<str>>>),
 }
 
 /// A frame: named columns, and the row index if it holds integers.
 #[derive(Clone, Debug, Default)]
 pub struct Frame {
     /// (name, values) in order.
-    pub columns: Vec<(String, Column)>,
-    /// The index.
+    pub columns: Vec<(Arc<str>, Column)>,
+    /// The row index.
     pub index: Vec<i64>,
 }
 
-/// Largest number of rows believed.
-const MAX_ROWS: i64 = 1 << 28;
+/// Most numbers, list entries and bytes of decoded text that are believed of a byte of the file. Honest files have at most
+/// one cell a byte, and decode each text once.
+const CELLS_PER_BYTE: usize = 2;
 
 /// Reads a pickled frame.
 pub fn read_frame(bytes: &[u8]) -> Result<Frame, String> {
     let pickle = Pickle::parse(bytes)?;
-    Reader { p: &pickle, limit: bytes.len() }.frame()
+    let budget = Cell::new(bytes.len().saturating_mul(CELLS_PER_BYTE));
+    Reader { p: &pickle, budget, texts: RefCell::default() }.frame()
 }
 
 struct Reader<'p, 'a> {
     p: &'p Pickle<'a>,
-    /// Most list entries of a column: a file holds each in at least a byte, unless it repeats one list over and over to
-    /// exhaust memory.
-    limit: usize,
+    budget: Cell<usize>,
+    /// Texts by node, each decoded once.
+    texts: RefCell<HashMap<Id, Arc<str>>>,
 }
 
 /// A numpy dtype as far as it matters here.
@@ -52,9 +61,15 @@ enum Kind {
 }
 
 impl Reader<'_, '_> {
+    fn pay(&self, cells: usize) -> Result<(), String> {
+        let left = self.budget.get().checked_sub(cells);
+        self.budget.set(left.ok_or("the frame claims more cells than its file can hold")?);
+        Ok(())
+    }
+
     fn frame(&self) -> Result<Frame, String> {
         let p = self.p;
-        let not = || "not a pickled pandas DataFrame of pandas 1 or 2".to_string();
+        let not = || "not a pickled pandas DataFrame".to_string();
         let (name, _, state) = p.call(p.root()).ok_or_else(not)?;
         if name != "DataFrame" {
             return Err(format!("a pickled {name}, not a DataFrame"));
@@ -76,7 +91,12 @@ impl Reader<'_, '_> {
             let (_, arguments, _) = p.call(block).ok_or_else(not)?;
             let [values, placement, _] = *arguments else { return Err("a block without values and placement".into()) };
             let (shape, data) = self.array(values)?;
-            let [k, n] = shape[..] else { return Err("a block that is not two-dimensional".into()) };
+            // A block of pandas' own string type has one dimension and one column.
+            let (k, n) = match shape[..] {
+                [k, n] => (k, n),
+                [n] => (1, n),
+                _ => return Err("a block of more than two dimensions".into()),
+            };
             if n != index.len() {
                 return Err(format!("a block of {n} rows in a frame of {}", index.len()));
             }
@@ -99,9 +119,11 @@ impl Reader<'_, '_> {
         if matches!(p.node(class), Node::Global(_, c) if c == "RangeIndex") {
             let int = |key: &str| entry(key).and_then(|i| self.int(i)).ok_or(format!("a RangeIndex without {key}"));
             let (start, stop, step) = (int("start")?, int("stop")?, int("step")?);
-            if step <= 0 || stop.saturating_sub(start) > MAX_ROWS.saturating_mul(step) {
-                return Err("a RangeIndex that is too long".into());
+            if step <= 0 {
+                return Err("a RangeIndex that does not count upwards".into());
             }
+            let rows = stop.abs_diff(start.min(stop)).div_ceil(step as u64);
+            self.pay(usize::try_from(rows).unwrap_or(usize::MAX))?;
             return Ok(Column::Int((start..stop).step_by(step as usize).collect()));
         }
         let (shape, data) = self.array(entry("data").ok_or("an index without data")?)?;
@@ -109,13 +131,18 @@ impl Reader<'_, '_> {
         data.row(self, 0, 1, n)
     }
 
-    /// A numpy array: shape and storage.
+    /// A numpy array, or pandas' array of text: shape and storage.
     fn array(&self, id: Id) -> Result<(Vec<usize>, Data<'_>), String> {
         let p = self.p;
         let (name, arguments, state) = p.call(id).ok_or("values that are not an array")?;
         match (name, arguments, state) {
+            ("ArrowStringArray", _, Some(state)) => {
+                let array = p.entry(state, "_pa_array").ok_or("an array of text without values")?;
+                let (length, arrow) = self.arrow_text(array)?;
+                Ok((vec![length], Data { kind: Kind::Object, storage: Storage::Arrow(arrow), fortran: false }))
+            }
             ("_frombuffer", &[buffer, dtype, shape, order], _) => {
-                let Node::Bytes(bytes) = p.node(buffer) else { return Err("an array without bytes".into()) };
+                let bytes = self.bytes(buffer).ok_or("an array without bytes")?;
                 let fortran = matches!(p.node(order), Node::Text(t) if t == "F");
                 Ok((self.shape(shape)?, Data { kind: self.dtype(dtype)?, storage: Storage::Bytes(bytes), fortran }))
             }
@@ -137,13 +164,45 @@ impl Reader<'_, '_> {
         }
     }
 
+    /// Text as Arrow holds it (pandas 3): offsets into one buffer. Arrays in several chunks are not read.
+    fn arrow_text(&self, id: Id) -> Result<(usize, ArrowText<'_>), String> {
+        let p = self.p;
+        let unknown =
+            || "text in an Arrow layout that is not known here; save the frame as Parquet instead".to_string();
+        let mut array = p.call(id).ok_or_else(unknown)?;
+        if let ("chunked_array", &[chunks, ..], _) = array {
+            let &[only] = p.items(chunks).ok_or_else(unknown)? else { return Err(unknown()) };
+            array = p.call(only).ok_or_else(unknown)?;
+        }
+        let (name, arguments, _) = array;
+        // The array itself, or the tuple of arguments to rebuild it.
+        let parts = match arguments {
+            &[parts] if name == "_restore_array" => p.items(parts).ok_or_else(unknown)?,
+            parts => parts,
+        };
+        let &[class, length, nulls, offset, buffers, ..] = parts else { return Err(unknown()) };
+        let width = match p.call(class).and_then(|(_, a, _)| a.first().and_then(|&a| self.text(a))).as_deref() {
+            Some("large_string") => 8,
+            Some("string") => 4,
+            _ => return Err(unknown()),
+        };
+        if self.int(nulls) != Some(0) {
+            return Err("a column of text with missing values".into());
+        }
+        let size = |id: Id| self.int(id).and_then(|v| usize::try_from(v).ok()).ok_or_else(unknown);
+        let &[_, ends, text] = p.items(buffers).ok_or_else(unknown)? else { return Err(unknown()) };
+        let bytes = |id: Id| p.call(id).and_then(|(_, a, _)| self.bytes(*a.first()?)).ok_or_else(unknown);
+        Ok((size(length)?, ArrowText { width, first: size(offset)?, ends: bytes(ends)?, text: bytes(text)? }))
+    }
+
     fn shape(&self, id: Id) -> Result<Vec<usize>, String> {
         let dims = self.p.items(id).ok_or("an array without shape")?;
-        let dim = |&d: &Id| self.int(d).filter(|d| (0..=MAX_ROWS).contains(d)).map(|d| d as usize);
+        let dim = |&d: &Id| self.int(d).and_then(|d| usize::try_from(d).ok());
         dims.iter().map(dim).collect::<Option<_>>().ok_or_else(|| "an array with an impossible shape".into())
     }
 
     fn placement(&self, id: Id, k: usize) -> Result<Vec<usize>, String> {
+        self.pay(k)?;
         if let Some(("slice", &[start, stop, step], _)) = self.p.call(id) {
             let ints = [start, stop, step].map(|i| self.int(i));
             if let [Some(start), Some(stop), Some(step)] = ints
@@ -158,9 +217,8 @@ impl Reader<'_, '_> {
             return Err("a block with an impossible placement".into());
         }
         let (shape, data) = self.array(id)?;
-        let n = shape.iter().product();
-        match data.row(self, 0, 1, n)? {
-            Column::Int(places) if places.len() == k => {
+        match data.row(self, 0, 1, k)? {
+            Column::Int(places) if shape == [k] => {
                 places.iter().map(|&x| usize::try_from(x).map_err(|e| e.to_string())).collect()
             }
             _ => Err("a block with an impossible placement".into()),
@@ -201,16 +259,39 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// Text: plain, or a numpy string scalar.
-    fn text(&self, id: Id) -> Option<String> {
-        match self.p.node(id) {
-            Node::Text(t) => Some(t.to_string()),
-            Node::Call { .. } => match self.scalar(id)? {
-                (Kind::Utf32 { .. }, data) => utf32(data),
+    /// Bytes: plain, or `bytearray(bytes)` as protocols before 5 have it.
+    fn bytes(&self, id: Id) -> Option<&[u8]> {
+        match (self.p.node(id), self.p.call(id)) {
+            (Node::Bytes(bytes), _) => Some(bytes),
+            (_, Some(("bytearray", &[argument], _))) => match self.p.node(argument) {
+                Node::Bytes(bytes) => Some(bytes),
                 _ => None,
             },
             _ => None,
         }
+    }
+
+    /// Text: plain, or a numpy string scalar.
+    fn text(&self, id: Id) -> Option<Arc<str>> {
+        if let Some(text) = self.texts.borrow().get(&id) {
+            return Some(text.clone());
+        }
+        let text: Arc<str> = match self.p.node(id) {
+            Node::Text(t) => {
+                self.pay(t.len()).ok()?;
+                Arc::from(&**t)
+            }
+            Node::Call { .. } => match self.scalar(id)? {
+                (Kind::Utf32 { .. }, data) => {
+                    self.pay(data.len()).ok()?;
+                    utf32(data)?.into()
+                }
+                _ => return None,
+            },
+            _ => return None,
+        };
+        self.texts.borrow_mut().insert(id, text.clone());
+        Some(text)
     }
 
     fn scalar(&self, id: Id) -> Option<(Kind, &[u8])> {
@@ -229,6 +310,30 @@ struct Data<'p> {
 enum Storage<'p> {
     Bytes(&'p [u8]),
     Objects(&'p [Id]),
+    Arrow(ArrowText<'p>),
+}
+
+/// Text in Arrow's layout: value `i` is `text[end(i)..end(i + 1)]`, ends being little-endian integers of `width` bytes, from
+/// the `first` on.
+struct ArrowText<'p> {
+    width: usize,
+    first: usize,
+    ends: &'p [u8],
+    text: &'p [u8],
+}
+
+impl ArrowText<'_> {
+    fn end(&self, i: usize) -> Option<usize> {
+        let at = self.first.checked_add(i)?.checked_mul(self.width)?;
+        let bytes = self.ends.get(at..at.checked_add(self.width)?)?;
+        let mut wide = [0; 8];
+        wide[..self.width].copy_from_slice(bytes);
+        usize::try_from(u64::from_le_bytes(wide)).ok()
+    }
+
+    fn value(&self, i: usize) -> Option<&str> {
+        std::str::from_utf8(self.text.get(self.end(i)?..self.end(i.checked_add(1)?)?)?).ok()
+    }
 }
 
 impl Data<'_> {
@@ -236,14 +341,24 @@ impl Data<'_> {
     fn row(&self, reader: &Reader, i: usize, k: usize, n: usize) -> Result<Column, String> {
         let at = |j: usize| if self.fortran { j * k + i } else { i * n + j };
         let total = k.checked_mul(n).ok_or("an array that is too large")?;
+        let cost = if let Kind::Utf32 { chars } = self.kind { n.saturating_mul(chars) } else { n };
+        reader.pay(cost)?;
         match (&self.storage, self.kind) {
+            (Storage::Arrow(arrow), _) => {
+                let value = |j: usize| {
+                    let text = arrow.value(at(j)).ok_or("text beyond its buffer, or not UTF-8")?;
+                    reader.pay(text.len())?;
+                    Ok(Arc::from(text))
+                };
+                (0..n).map(value).collect::<Result<_, String>>().map(Column::Text)
+            }
             (Storage::Objects(items), _) => {
                 if items.len() != total {
                     return Err(format!("{} values for {total} places", items.len()));
                 }
                 object_column(reader, n, |j| items[at(j)])
             }
-            (Storage::Bytes(data), Kind::Int { bytes, .. }) if data.len() == total * bytes => {
+            (Storage::Bytes(data), Kind::Int { bytes, .. }) if Some(data.len()) == total.checked_mul(bytes) => {
                 let value = |j: usize| decode_int(self.kind, &data[at(j) * bytes..][..bytes]);
                 (0..n)
                     .map(value)
@@ -251,7 +366,7 @@ impl Data<'_> {
                     .map(Column::Int)
                     .ok_or_else(|| "an integer out of range".into())
             }
-            (Storage::Bytes(data), Kind::Float { bytes }) if data.len() == total * bytes => {
+            (Storage::Bytes(data), Kind::Float { bytes }) if Some(data.len()) == total.checked_mul(bytes) => {
                 let value = |j: usize| {
                     let b = &data[at(j) * bytes..][..bytes];
                     match b.try_into() {
@@ -261,8 +376,8 @@ impl Data<'_> {
                 };
                 Ok(Column::Float((0..n).map(value).collect()))
             }
-            (Storage::Bytes(data), Kind::Utf32 { chars }) if data.len() == total * chars * 4 => {
-                let value = |j: usize| utf32(&data[at(j) * chars * 4..][..chars * 4]);
+            (Storage::Bytes(data), Kind::Utf32 { chars }) if Some(data.len()) == total.checked_mul(chars * 4) => {
+                let value = |j: usize| utf32(&data[at(j) * chars * 4..][..chars * 4]).map(Arc::from);
                 (0..n)
                     .map(value)
                     .collect::<Option<_>>()
@@ -281,9 +396,7 @@ fn object_column(reader: &Reader, n: usize, id: impl Fn(usize) -> Id) -> Result<
     }
     let lists: Option<Vec<&[Id]>> = (0..n).map(|j| reader.p.items(id(j))).collect();
     let lists = lists.ok_or("a column that mixes lists and other values")?;
-    if lists.iter().map(|l| l.len()).sum::<usize>() > reader.limit {
-        return Err("lists that hold more entries than the file has bytes".into());
-    }
+    lists.iter().try_for_each(|l| reader.pay(l.len()))?;
     let first = lists.iter().find_map(|l| l.first());
     if first.is_some_and(|&f| reader.text(f).is_some()) {
         let list =
@@ -306,6 +419,7 @@ fn decode_int(kind: Kind, data: &[u8]) -> Option<i64> {
 
 fn utf32(data: &[u8]) -> Option<String> {
     let chars = data.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    let text: Option<String> = chars.map(char::from_u32).collect();
-    text.map(|t| t.trim_end_matches('\0').to_string())
+    let mut text: String = chars.map(char::from_u32).collect::<Option<_>>()?;
+    text.truncate(text.trim_end_matches('\0').len());
+    Some(text)
 }

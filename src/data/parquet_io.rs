@@ -7,7 +7,9 @@ use std::sync::Arc;
 use arrow_array::builder::{Int64Builder, ListBuilder, StringBuilder};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, Int32Type, Int64Type};
-use arrow_array::{Array, ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
+use arrow_array::{
+    Array, ArrayRef, Float64Array, Int64Array, LargeStringArray, RecordBatch, StringArray, StringViewArray,
+};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::Compression;
@@ -19,82 +21,138 @@ use crate::files::write_atomic;
 
 /// Titles by item id while files are read: one title an item.
 #[derive(Debug, Default)]
-pub struct Titles(pub Vec<String>);
+pub struct Titles(Vec<Option<String>>);
 
 impl Titles {
     /// Notes a title; `Err` names the two when they differ.
     pub fn note(&mut self, iid: u32, title: &str) -> Result<(), String> {
         let at = iid as usize;
         if self.0.len() <= at {
-            self.0.resize(at + 1, String::new());
+            self.0.resize(at + 1, None);
         }
-        if self.0[at].is_empty() {
-            self.0[at] = title.to_string();
-        } else if self.0[at] != title {
-            return Err(format!("item {iid} is titled {:?} and {title:?}", self.0[at]));
+        match &self.0[at] {
+            Some(first) if first == title => Ok(()),
+            Some(first) => {
+                Err(format!("item {iid} is titled {title:?}, but {first:?} before; expected one title an item"))
+            }
+            None => {
+                self.0[at] = Some(title.to_string());
+                Ok(())
+            }
         }
-        Ok(())
+    }
+
+    /// Titles by id; ids that never occurred have an empty one.
+    pub fn into_vec(self) -> Vec<String> {
+        self.0.into_iter().map(Option::unwrap_or_default).collect()
     }
 }
 
 /// Largest id believed: tables are sized by it.
-const MAX_ID: i64 = 1 << 28;
+const MAX_ID: i64 = 1 << 26;
+
+/// A row of the official form, but for the titles of its history.
+pub struct Row<'a> {
+    /// The official index.
+    pub row: i64,
+    /// User id.
+    pub uid: i64,
+    /// Item id.
+    pub iid: i64,
+    /// 0 or 1.
+    pub label: i64,
+    /// Unix seconds.
+    pub timestamp: i64,
+    /// Liked items before the row, behind a sentinel 0.
+    pub his: &'a [i64],
+    /// Title of the item.
+    pub title: &'a str,
+}
 
 /// Reads a table of rows with the columns `uid, iid, label, timestamp, his, his_title, title` (and `row`, if it is there).
 /// `not_cold` and `warm` are left to the rules.
 pub fn read_samples(path: &Path, titles: &mut Titles) -> Result<Samples, Error> {
-    let bad = |what: String| Error::file(path, what);
     let mut samples = Samples::empty();
     for batch in read_batches(path)? {
-        let first = samples.len();
-        let column = |name: &str| {
-            batch
-                .column_by_name(name)
-                .cloned()
-                .ok_or_else(|| bad(format!("has no column {name}; has {}", names(&batch))))
-        };
-        let ints = |name: &str| integers(&column(name)?).map_err(|e| bad(format!("column {name}: {e}")));
-        let (uid, iid, label, timestamp) = (ints("uid")?, ints("iid")?, ints("label")?, ints("timestamp")?);
-        let row = match batch.column_by_name("row") {
-            Some(_) => ints("row")?,
-            None => (first as i64..).take(uid.len()).collect(),
-        };
-        let title = texts(&column("title")?).map_err(|e| bad(format!("column title: {e}")))?;
-        let (his, his_title) = (column("his")?, column("his_title")?);
-        for i in 0..batch.num_rows() {
-            let at = |e: String| bad(format!("row {}: {e}", first + i));
-            let list =
-                |array: &ArrayRef| list_item(array, i).ok_or_else(|| at("his and his_title must be lists".into()));
-            let ids = integers(&list(&his)?).map_err(|e| at(format!("his: {e}")))?;
-            let words = texts(&list(&his_title)?).map_err(|e| at(format!("his_title: {e}")))?;
-            push_row(&mut samples, titles, row[i], [uid[i], iid[i], label[i], timestamp[i]], &ids, &words, &title[i])
-                .map_err(at)?;
-        }
+        push_batch(&batch, &mut samples, titles).map_err(|e| Error::file(path, e))?;
     }
     Ok(samples)
 }
 
-/// Checks and adds one row of the official form: histories begin with the sentinel 0 / "".
-pub fn push_row(
+/// Reads the titles of an `items.parquet`.
+pub fn read_titles(path: &Path) -> Result<Titles, Error> {
+    let mut titles = Titles::default();
+    for batch in read_batches(path)? {
+        note_titles(&batch, &mut titles).map_err(|e| Error::file(path, e))?;
+    }
+    Ok(titles)
+}
+
+fn note_titles(batch: &RecordBatch, titles: &mut Titles) -> Result<(), String> {
+    let iid = integers(column(batch, "iid")?).map_err(|e| format!("column iid {e}"))?;
+    let title = Texts::of(column(batch, "title")?).map_err(|e| format!("column title {e}"))?;
+    iid.iter().enumerate().try_for_each(|(i, &iid)| titles.note(id("iid", iid)?, title.value(i)))
+}
+
+/// An id within the sizes believed.
+fn id(name: &str, value: i64) -> Result<u32, String> {
+    match u32::try_from(value) {
+        Ok(id) if (1..=MAX_ID).contains(&value) => Ok(id),
+        _ => Err(format!("{name} is {value}; expected 1 to {MAX_ID}")),
+    }
+}
+
+fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, String> {
+    let names = || batch.schema().fields().iter().map(|f| f.name().to_string()).collect::<Vec<_>>().join(", ");
+    batch.column_by_name(name).ok_or_else(|| format!("has no column {name}; its columns are {}", names()))
+}
+
+fn push_batch(batch: &RecordBatch, samples: &mut Samples, titles: &mut Titles) -> Result<(), String> {
+    let first = samples.len();
+    let ints = |name: &str| integers(column(batch, name)?).map_err(|e| format!("column {name} {e}"));
+    let (uid, iid, label, timestamp) = (ints("uid")?, ints("iid")?, ints("label")?, ints("timestamp")?);
+    let row = match batch.column_by_name("row") {
+        Some(_) => ints("row")?,
+        None => (first as i64..).take(uid.len()).collect(),
+    };
+    let title = Texts::of(column(batch, "title")?).map_err(|e| format!("column title {e}"))?;
+    let (his_ends, his) = lists(column(batch, "his")?).map_err(|e| format!("column his {e}"))?;
+    let his = integers(&his).map_err(|e| format!("column his {e}"))?;
+    let (title_ends, his_title) = lists(column(batch, "his_title")?).map_err(|e| format!("column his_title {e}"))?;
+    let his_title = Texts::of(&his_title).map_err(|e| format!("column his_title {e}"))?;
+    for i in 0..uid.len() {
+        let row = Row {
+            row: row[i],
+            uid: uid[i],
+            iid: iid[i],
+            label: label[i],
+            timestamp: timestamp[i],
+            his: &his[his_ends[i]..his_ends[i + 1]],
+            title: title.value(i),
+        };
+        let history_titles = (title_ends[i]..title_ends[i + 1]).map(|j| his_title.value(j));
+        push_row(samples, titles, row, history_titles).map_err(|e| format!("row {}: {e}", first + i))?;
+    }
+    Ok(())
+}
+
+/// Checks and adds one row of the official form. `his_title`: titles of its history, behind a sentinel "".
+pub fn push_row<'a>(
     samples: &mut Samples,
     titles: &mut Titles,
-    row: i64,
-    [uid, iid, label, timestamp]: [i64; 4],
-    his: &[i64],
-    his_title: &[String],
-    title: &str,
+    row: Row,
+    his_title: impl ExactSizeIterator<Item = &'a str>,
 ) -> Result<(), String> {
-    let id = |name: &str, v: i64| {
-        if (1..=MAX_ID).contains(&v) { Ok(v as u32) } else { Err(format!("{name} is {v}; expected 1 to {MAX_ID}")) }
+    let label = match row.label {
+        0 => 0,
+        1 => 1,
+        other => return Err(format!("label is {other}; expected 0 or 1")),
     };
-    if !(0..=1).contains(&label) {
-        return Err(format!("label is {label}; expected 0 or 1"));
+    if row.his.len() != his_title.len() {
+        return Err(format!("his has {} entries, his_title {}; expected as many", row.his.len(), his_title.len()));
     }
-    if his.len() != his_title.len() {
-        return Err(format!("his has {} entries, his_title {}", his.len(), his_title.len()));
-    }
-    let mut history = Vec::with_capacity(his.len());
-    for (i, (&item, title)) in his.iter().zip(his_title).enumerate() {
+    let mut history = Vec::with_capacity(row.his.len());
+    for (i, (&item, title)) in row.his.iter().zip(his_title).enumerate() {
         if i == 0 && item == 0 {
             continue; // the sentinel
         }
@@ -102,8 +160,9 @@ pub fn push_row(
         titles.note(item, title)?;
         history.push(item);
     }
-    titles.note(id("iid", iid)?, title)?;
-    samples.push(row, id("uid", uid)?, iid as u32, label as u8, timestamp, &history);
+    let (uid, iid) = (id("uid", row.uid)?, id("iid", row.iid)?);
+    titles.note(iid, row.title)?;
+    samples.push(row.row, uid, iid, label, row.timestamp, &history);
     Ok(())
 }
 
@@ -116,14 +175,10 @@ pub fn read_batches(path: &Path) -> Result<Vec<RecordBatch>, Error> {
     reader.collect::<Result<_, _>>().map_err(|e| bad(&e))
 }
 
-fn names(batch: &RecordBatch) -> String {
-    batch.schema().fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>().join(", ")
-}
-
-/// A column of integers: int64, int32, or floats that are whole.
+/// A column of integers: int64, int32, or floats that are whole. `Err`: what it is instead, to follow its name.
 pub fn integers(array: &ArrayRef) -> Result<Vec<i64>, String> {
     if array.null_count() > 0 {
-        return Err("holds nulls".into());
+        return Err("holds nulls; expected integers".into());
     }
     if let Some(a) = array.as_primitive_opt::<Int64Type>() {
         return Ok(a.values().to_vec());
@@ -144,28 +199,45 @@ pub fn integers(array: &ArrayRef) -> Result<Vec<i64>, String> {
     Err(format!("is of type {}; expected integers", array.data_type()))
 }
 
-/// A column of text.
-pub fn texts(array: &ArrayRef) -> Result<Vec<String>, String> {
-    if array.null_count() > 0 {
-        return Err("holds nulls".into());
-    }
-    if let Some(a) = array.as_string_opt::<i32>() {
-        return Ok((0..a.len()).map(|i| a.value(i).to_string()).collect());
-    }
-    if let Some(a) = array.as_string_opt::<i64>() {
-        return Ok((0..a.len()).map(|i| a.value(i).to_string()).collect());
-    }
-    if let Some(a) = array.as_string_view_opt() {
-        return Ok((0..a.len()).map(|i| a.value(i).to_string()).collect());
-    }
-    Err(format!("is of type {}; expected text", array.data_type()))
+/// A column of text, in whichever of Arrow's layouts.
+enum Texts<'a> {
+    Short(&'a StringArray),
+    Large(&'a LargeStringArray),
+    View(&'a StringViewArray),
 }
 
-fn list_item(array: &ArrayRef, i: usize) -> Option<ArrayRef> {
-    if let Some(a) = array.as_list_opt::<i32>() {
-        return a.is_valid(i).then(|| a.value(i));
+impl<'a> Texts<'a> {
+    fn of(array: &'a ArrayRef) -> Result<Self, String> {
+        if array.null_count() > 0 {
+            return Err("holds nulls; expected text".into());
+        }
+        let short = array.as_string_opt().map(Texts::Short);
+        let text = short.or_else(|| array.as_string_opt().map(Texts::Large));
+        let text = text.or_else(|| array.as_string_view_opt().map(Texts::View));
+        text.ok_or_else(|| format!("is of type {}; expected text", array.data_type()))
     }
-    array.as_list_opt::<i64>().filter(|a| a.is_valid(i)).map(|a| a.value(i))
+
+    fn value(&self, i: usize) -> &'a str {
+        match self {
+            Texts::Short(a) => a.value(i),
+            Texts::Large(a) => a.value(i),
+            Texts::View(a) => a.value(i),
+        }
+    }
+}
+
+/// A column of lists: where each begins and ends in the values, and the values.
+fn lists(array: &ArrayRef) -> Result<(Vec<usize>, ArrayRef), String> {
+    if array.null_count() > 0 {
+        return Err("holds nulls; expected lists".into());
+    }
+    if let Some(a) = array.as_list_opt::<i32>() {
+        return Ok((a.value_offsets().iter().map(|&o| o as usize).collect(), a.values().clone()));
+    }
+    if let Some(a) = array.as_list_opt::<i64>() {
+        return Ok((a.value_offsets().iter().map(|&o| o as usize).collect(), a.values().clone()));
+    }
+    Err(format!("is of type {}; expected lists", array.data_type()))
 }
 
 /// Writes a split with all official columns, and `warm` and `cold`.

@@ -7,36 +7,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::interactions::{Interaction, Interactions};
 use super::numpy_random::sample;
 use super::samples::{Dataset, Samples, Split};
-
-/// One interaction of the common form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Interaction {
-    /// Index into [`Interactions::users`].
-    pub user: u32,
-    /// Index into [`Interactions::items`].
-    pub item: u32,
-    /// Liked?
-    pub label: bool,
-    /// Unix seconds.
-    pub timestamp: i64,
-    /// Train, valid or test; `None` leaves the row out.
-    pub split: Option<Split>,
-}
-
-/// A source in the common form.
-#[derive(Clone, Debug, Default)]
-pub struct Interactions {
-    /// Raw user keys.
-    pub users: Vec<String>,
-    /// Raw item keys.
-    pub items: Vec<String>,
-    /// Title of each item.
-    pub titles: Vec<String>,
-    /// Rows in file order.
-    pub rows: Vec<Interaction>,
-}
 
 /// Raw keys behind the prepared ids (entry 0 is empty).
 #[derive(Clone, Debug, Default)]

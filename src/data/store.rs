@@ -1,14 +1,18 @@
 //! A prepared directory: written whole, read back, and described by a manifest.
 
-use std::path::Path;
+use std::collections::{BTreeMap, HashSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::error::BadRow;
-use super::parquet_io::{Titles, read_samples, write_ids, write_samples};
-use super::rules::{RawKeys, mark_warmth};
+use super::interactions::Interactions;
+use super::parquet_io::{Titles, read_samples, read_titles, write_ids, write_samples};
+use super::rules::{RawKeys, build, mark_warmth};
 use super::samples::{Dataset, Samples, Split};
 use crate::files::{sha256_file, write_atomic};
 
@@ -33,8 +37,31 @@ pub struct SplitFacts {
     pub both_new: usize,
     /// First and last time, Unix seconds.
     pub time_span: Option<(i64, i64)>,
-    /// SHA-256 of the Parquet file.
-    pub sha256: String,
+}
+
+/// Facts of the four splits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Splits {
+    /// Of train.
+    pub train: SplitFacts,
+    /// Of valid.
+    pub valid: SplitFacts,
+    /// Of valid_small, a sample of valid.
+    pub valid_small: SplitFacts,
+    /// Of test.
+    pub test: SplitFacts,
+}
+
+impl Splits {
+    /// The facts of `split`.
+    pub fn of(&self, split: Split) -> &SplitFacts {
+        match split {
+            Split::Train => &self.train,
+            Split::Valid => &self.valid,
+            Split::ValidSmall => &self.valid_small,
+            Split::Test => &self.test,
+        }
+    }
 }
 
 /// `manifest.json`.
@@ -42,26 +69,30 @@ pub struct SplitFacts {
 pub struct Manifest {
     /// Program and version.
     pub made_by: String,
-    /// The source and the rules applied to it, in words.
+    /// The source in words.
     pub source: String,
     /// Labels, splits, order, ids: each rule in words.
     pub rules: Vec<String>,
-    /// (file, SHA-256) of every input.
-    pub inputs: Vec<(String, String)>,
+    /// File name → SHA-256 of every input.
+    pub inputs: BTreeMap<String, String>,
     /// Facts of train, valid, valid_small, test.
-    pub splits: Vec<(String, SplitFacts)>,
+    pub splits: Splits,
     /// Size of the user table (largest id + 1).
     pub n_users: usize,
     /// Size of the item table (largest id + 1).
     pub n_items: usize,
+    /// Good rows that the rules do not use (other months, movies that are not listed).
+    pub unused_rows: usize,
     /// Rows left out as unusable (`bad_rows.tsv` lists them).
     pub bad_rows: usize,
+    /// File name → SHA-256 of every Parquet file written.
+    pub outputs: BTreeMap<String, String>,
     /// Hash of the contents ([`Dataset::fingerprint`]).
     pub fingerprint: String,
 }
 
-fn facts(samples: &Samples, sha256: String) -> SplitFacts {
-    let distinct = |ids: &[u32]| ids.iter().collect::<std::collections::HashSet<_>>().len();
+fn facts(samples: &Samples) -> SplitFacts {
+    let distinct = |ids: &[u32]| ids.iter().collect::<HashSet<_>>().len();
     let count = |flags: &[bool]| flags.iter().filter(|&&f| f).count();
     let positives = samples.label.iter().filter(|&&l| l == 1).count();
     SplitFacts {
@@ -74,70 +105,93 @@ fn facts(samples: &Samples, sha256: String) -> SplitFacts {
         warm: count(&samples.warm),
         both_new: count(&samples.both_new),
         time_span: samples.timestamp.iter().min().copied().zip(samples.timestamp.iter().max().copied()),
-        sha256,
     }
 }
 
-/// What [`write`] records besides the data.
-pub struct Provenance<'a> {
+/// Where prepared data came from.
+pub struct Source<'a> {
     /// The source in words.
-    pub source: &'a str,
-    /// The rules in words.
-    pub rules: Vec<String>,
+    pub name: &'a str,
     /// Input files.
-    pub inputs: Vec<&'a Path>,
-    /// Rows that were left out.
+    pub inputs: &'a [&'a Path],
+    /// Rows that were left out as unusable.
     pub bad_rows: &'a [BadRow],
 }
 
+/// Share of valid that becomes valid_small: the official half of ML-1M.
+const SMALL: f64 = 0.5;
+
+/// Applies the rules to a source in the common form and writes the result. `rules`: how likes and splits were found.
+pub fn write_built(out: &Path, rows: &Interactions, source: Source, rules: [String; 2]) -> Result<Manifest, Error> {
+    let [liked, split] = rules;
+    let rules = vec![
+        liked,
+        split,
+        "order: user, then time; ties keep the order of the file".into(),
+        "history: all liked items of the user before the row, across splits, oldest first, after a sentinel 0".into(),
+        "ids: from 1 in order of first appearance".into(),
+        "not_cold: user and item occur in train; warm: more than 3 train rows each; cold: neither occurs in train"
+            .into(),
+        format!("valid_small: {SMALL} of valid, the rows of pandas' sample with random_state 2023"),
+    ];
+    let unused = rows.unlisted + rows.rows.iter().filter(|r| r.split.is_none()).count();
+    let (dataset, keys) = build(rows, SMALL);
+    write(out, &dataset, &keys, source, rules, unused)
+}
+
 /// Writes a prepared directory. Files appear whole; the manifest comes last, so a directory with one is complete.
-pub fn write(dir: &Path, dataset: &Dataset, keys: &RawKeys, from: Provenance) -> Result<Manifest, Error> {
-    if dataset.train.is_empty() || dataset.valid.is_empty() || dataset.test.is_empty() {
-        let rows = [&dataset.train, &dataset.valid, &dataset.test].map(|s| s.len());
-        return Err(Error::Argument(format!(
-            "train, valid and test would have {rows:?} rows; each needs some: check the split dates or fractions"
-        )));
-    }
+pub fn write(
+    dir: &Path,
+    dataset: &Dataset,
+    keys: &RawKeys,
+    source: Source,
+    rules: Vec<String>,
+    unused_rows: usize,
+) -> Result<Manifest, Error> {
+    check_usable(dataset)?;
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let manifest_path = dir.join("manifest.json");
-    if manifest_path.exists() {
-        std::fs::remove_file(&manifest_path).map_err(Error::io(&manifest_path))?;
-    }
-    let mut splits = Vec::new();
-    for split in Split::ALL {
-        let path = dir.join(format!("{}.parquet", split.name()));
-        write_samples(&path, split, dataset.split(split), &dataset.titles)?;
-        let hash = sha256_file(&path).map_err(Error::io(&path))?;
-        splits.push((split.name().to_string(), facts(dataset.split(split), hash)));
-    }
-    write_ids(&dir.join("items.parquet"), "iid", &keys.items, Some(&dataset.titles))?;
-    write_ids(&dir.join("users.parquet"), "uid", &keys.users, None)?;
-    let bad_path = dir.join("bad_rows.tsv");
-    if !from.bad_rows.is_empty() {
-        write_atomic(&bad_path, |w| {
-            use std::io::Write;
-            writeln!(w, "file\tline\treason")?;
-            from.bad_rows.iter().try_for_each(|b| {
-                writeln!(w, "{}\t{}\t{}", b.path.display(), b.line, b.reason.replace(['\t', '\n'], " "))
-            })
-        })
-        .map_err(Error::io(&bad_path))?;
-    } else if bad_path.exists() {
-        std::fs::remove_file(&bad_path).map_err(Error::io(&bad_path))?;
-    }
-    let hash = |path: &&Path| {
-        let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
-        sha256_file(path).map(|h| (name, h)).map_err(Error::io(*path))
+    let here = dir.canonicalize().map_err(Error::io(dir))?;
+    let overwrites = |p: &&&Path| {
+        p.extension().is_some_and(|e| e == "parquet") && p.canonicalize().is_ok_and(|p| p.parent() == Some(&here))
     };
+    if let Some(input) = source.inputs.iter().find(overwrites) {
+        return Err(Error::file(input, "is an input, and would be overwritten; write to another directory"));
+    }
+    let hash = |path: &Path| {
+        let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+        sha256_file(path).map(|h| (name, h)).map_err(Error::io(path))
+    };
+    let inputs = source.inputs.iter().map(|p| hash(p)).collect::<Result<_, _>>()?;
+    let manifest_path = dir.join("manifest.json");
+    remove_if_there(&manifest_path)?;
+    let mut outputs: Vec<PathBuf> = Split::ALL
+        .into_par_iter()
+        .map(|split| {
+            let path = dir.join(format!("{}.parquet", split.name()));
+            write_samples(&path, split, dataset.split(split), &dataset.titles)?;
+            Ok(path)
+        })
+        .collect::<Result<_, Error>>()?;
+    outputs.extend([dir.join("items.parquet"), dir.join("users.parquet")]);
+    write_ids(&outputs[4], "iid", &keys.items, Some(&dataset.titles))?;
+    write_ids(&outputs[5], "uid", &keys.users, None)?;
+    write_bad_rows(&dir.join("bad_rows.tsv"), source.bad_rows)?;
     let manifest = Manifest {
         made_by: format!("collm-engine {}", env!("CARGO_PKG_VERSION")),
-        source: from.source.into(),
-        rules: from.rules,
-        inputs: from.inputs.iter().map(hash).collect::<Result<_, _>>()?,
-        splits,
+        source: source.name.into(),
+        rules,
+        inputs,
+        splits: Splits {
+            train: facts(&dataset.train),
+            valid: facts(&dataset.valid),
+            valid_small: facts(&dataset.valid_small),
+            test: facts(&dataset.test),
+        },
         n_users: dataset.n_users,
         n_items: dataset.n_items,
-        bad_rows: from.bad_rows.len(),
+        unused_rows,
+        bad_rows: source.bad_rows.len(),
+        outputs: outputs.iter().map(|p| hash(p)).collect::<Result<_, _>>()?,
         fingerprint: dataset.fingerprint.clone(),
     };
     write_atomic(&manifest_path, |w| serde_json::to_writer_pretty(w, &manifest).map_err(std::io::Error::from))
@@ -145,10 +199,57 @@ pub fn write(dir: &Path, dataset: &Dataset, keys: &RawKeys, from: Provenance) ->
     Ok(manifest)
 }
 
+/// Every split needs likes and dislikes: without one of them there is nothing to learn and no AUC.
+fn check_usable(dataset: &Dataset) -> Result<(), Error> {
+    let rows = Split::ALL.map(|s| dataset.split(s).len());
+    if rows.contains(&0) {
+        let [train, valid, small, test] = rows;
+        return Err(Error::Argument(format!(
+            "train, valid, valid_small and test would have {train}, {valid}, {small} and {test} rows; each needs some: \
+             check the dates or fractions of the split"
+        )));
+    }
+    for split in Split::ALL {
+        let label = &dataset.split(split).label;
+        if label.iter().all(|l| *l == label[0]) {
+            let [which, missing] = if label[0] == 1 { ["a like", "dislikes"] } else { ["a dislike", "likes"] };
+            return Err(Error::Argument(format!(
+                "all {} rows of {} are {which}; CoLLM needs {missing} as well: check the column of ratings and the threshold",
+                label.len(),
+                split.name()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn write_bad_rows(path: &Path, rows: &[BadRow]) -> Result<(), Error> {
+    if rows.is_empty() {
+        return remove_if_there(path);
+    }
+    let flat = |text: &str| text.replace(['\t', '\n', '\r'], " ");
+    write_atomic(path, |w| {
+        writeln!(w, "file\tline\treason\ttext")?;
+        rows.iter().try_for_each(|b| {
+            writeln!(w, "{}\t{}\t{}\t{}", flat(&b.path.to_string_lossy()), b.line, flat(&b.reason), flat(&b.text))
+        })
+    })
+    .map_err(Error::io(path))
+}
+
+fn remove_if_there(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(e)),
+        _ => Ok(()),
+    }
+}
+
 impl Dataset {
-    /// Reads a prepared directory, or any directory of the four Parquet files in the official form.
+    /// Reads a prepared directory, or any directory of the four Parquet files in the official form: then titles come from the
+    /// rows. Warmth is counted from train in both cases.
     pub fn load(dir: &Path) -> Result<Self, Error> {
-        let mut titles = Titles::default();
+        let items = dir.join("items.parquet");
+        let mut titles = if items.is_file() { read_titles(&items)? } else { Titles::default() };
         let mut read = |split: Split| {
             let path = dir.join(format!("{}.parquet", split.name()));
             if !path.is_file() {
@@ -173,8 +274,8 @@ impl Dataset {
             [&train, &valid, &valid_small, &test].iter().flat_map(|s| column(s)).copied().max().unwrap_or(0) as usize
                 + 1
         };
-        let (n_users, n_items) = (largest(|s| &s.uid), largest(|s| &s.iid).max(titles.0.len()));
-        let mut titles = titles.0;
+        let mut titles = titles.into_vec();
+        let (n_users, n_items) = (largest(|s| &s.uid), largest(|s| &s.iid).max(titles.len()));
         titles.resize(n_items, String::new());
         let mut dataset = Dataset {
             train,

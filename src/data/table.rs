@@ -1,14 +1,12 @@
-//! Tables of interactions as delimited text: RecBole's atomic files, CSV, and raw MovieLens, read into the common form.
-//!
-//! A row that cannot be used is noted with file, line and reason. By default any such row refuses the whole input: silently
-//! thinner data gives silently different numbers.
+//! Interactions and items as delimited text with a header: CSV and RecBole's atomic files, read into the common form.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::Error;
-use super::error::BadRow;
-use super::rules::{Interaction, Interactions};
+use super::interactions::{Collector, UnknownItem};
+use super::split::SplitRule;
+use super::store::{Manifest, Source, write_built};
+use super::time::{EXPECTED, seconds};
 
 /// How a delimited file is laid out.
 #[derive(Clone, Debug)]
@@ -23,16 +21,60 @@ pub struct Layout {
     pub user: String,
     /// Column of the item, in both files.
     pub item: String,
-    /// Column of the rating, liked from the threshold on.
-    pub rating: String,
+    /// What says whether a row is a like.
+    pub liked: Liked,
     /// Column of the time.
     pub timestamp: String,
-    /// Column of the title, in the items file.
-    pub title: String,
+    /// Column of the title, in the items file; `None`: the one that is named like a title.
+    pub title: Option<String>,
     /// Column of the year, put behind titles as `Title (Year)` where it is a year and the title has none.
     pub year: Option<String>,
-    /// A rating of at least this is a like.
-    pub threshold: f64,
+}
+
+/// What says whether a row is a like.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Liked {
+    /// A rating of at least the threshold.
+    Rating {
+        /// Its column.
+        column: String,
+        /// The least rating that is a like.
+        threshold: f64,
+    },
+    /// A column of 0 and 1.
+    Label {
+        /// Its column.
+        column: String,
+    },
+}
+
+impl Liked {
+    fn column(&self) -> &str {
+        match self {
+            Liked::Rating { column, .. } | Liked::Label { column } => column,
+        }
+    }
+
+    fn of(&self, text: &str) -> Result<bool, String> {
+        let number = text.parse::<f64>().ok().filter(|r| r.is_finite());
+        match self {
+            Liked::Rating { column, threshold } => {
+                number.map(|r| r >= *threshold).ok_or_else(|| format!("{column} is {text:?}; expected a number"))
+            }
+            Liked::Label { column } => match number {
+                Some(0.0) => Ok(false),
+                Some(1.0) => Ok(true),
+                _ => Err(format!("{column} is {text:?}; expected 0 or 1")),
+            },
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Liked::Rating { column, threshold } => format!("liked: {column} >= {threshold}"),
+            Liked::Label { column } => format!("liked: {column} = 1"),
+        }
+    }
 }
 
 impl Layout {
@@ -44,149 +86,96 @@ impl Layout {
             typed_header: true,
             user: "user_id".into(),
             item: "item_id".into(),
-            rating: "rating".into(),
+            liked: Liked::Rating { column: "rating".into(), threshold },
             timestamp: "timestamp".into(),
-            title: "movie_title".into(),
+            title: None,
             year: Some("release_year".into()),
-            threshold,
         }
     }
 }
 
-/// Collects interactions and what is wrong with them.
-#[derive(Debug, Default)]
-pub struct Collector {
-    /// The common form so far.
-    pub interactions: Interactions,
-    /// Unusable rows so far.
-    pub bad: Vec<BadRow>,
-    users: HashMap<String, u32>,
-    items: HashMap<String, u32>,
-    seen: HashMap<(u32, u32), u64>,
-}
-
-impl Collector {
-    /// Notes an unusable row.
-    pub fn reject(&mut self, path: &Path, line: u64, reason: impl Into<String>) {
-        self.bad.push(BadRow { path: path.to_path_buf(), line, reason: reason.into() });
-    }
-
-    /// Adds an item.
-    pub fn item(&mut self, path: &Path, line: u64, key: &str, title: &str) {
-        let title = title.trim();
-        if key.is_empty() || title.is_empty() {
-            return self.reject(path, line, format!("expected an item and a title, found {key:?} and {title:?}"));
-        }
-        let next = self.items.len() as u32;
-        match self.items.entry(key.to_string()) {
-            std::collections::hash_map::Entry::Occupied(e) => {
-                let first = &self.interactions.titles[*e.get() as usize];
-                if first != title {
-                    let reason = format!("item {key} is titled {title:?} here and {first:?} above");
-                    self.reject(path, line, reason);
-                }
-            }
-            std::collections::hash_map::Entry::Vacant(e) => {
-                e.insert(next);
-                self.interactions.items.push(key.to_string());
-                self.interactions.titles.push(title.to_string());
-            }
-        }
-    }
-
-    /// Adds an interaction; its split is assigned later. `known_items_only`: rows of other items are left out, as an inner
-    /// join does, instead of being noted as unusable.
-    #[allow(clippy::too_many_arguments)] // the fields of a row, and where it stands
-    pub fn interaction(
-        &mut self,
-        path: &Path,
-        line: u64,
-        user: &str,
-        item: &str,
-        label: bool,
-        timestamp: i64,
-        inner_join: bool,
-    ) {
-        if user.is_empty() || item.is_empty() {
-            return self.reject(path, line, format!("expected a user and an item, found {user:?} and {item:?}"));
-        }
-        let Some(&item_index) = self.items.get(item) else {
-            if !inner_join {
-                self.reject(path, line, format!("item {item} is not in the items file"));
-            }
-            return;
-        };
-        let next = self.users.len() as u32;
-        let user_index = *self.users.entry(user.to_string()).or_insert_with(|| {
-            self.interactions.users.push(user.to_string());
-            next
-        });
-        if let Some(first) = self.seen.get(&(user_index, item_index)) {
-            let reason = format!("user {user} and item {item} are already in line {first}; expected one row a pair");
-            return self.reject(path, line, reason);
-        }
-        self.seen.insert((user_index, item_index), line);
-        self.interactions.rows.push(Interaction { user: user_index, item: item_index, label, timestamp, split: None });
-    }
-
-    /// The interactions, or an error that names the unusable rows.
-    pub fn finish(self, skip_bad_rows: bool) -> Result<(Interactions, Vec<BadRow>), Error> {
-        if self.bad.is_empty() || skip_bad_rows {
-            Ok((self.interactions, self.bad))
-        } else {
-            Err(Error::BadRows(self.bad))
-        }
-    }
-}
-
-/// Reads an items file and an interactions file of the given layout.
-pub fn read(interactions: &Path, items: &Path, layout: &Layout) -> Result<Collector, Error> {
+/// Prepares interactions and items that are delimited text. `name` describes the source in the manifest.
+pub fn prepare_table(
+    name: &str,
+    interactions: &Path,
+    items: &Path,
+    layout: &Layout,
+    split: &SplitRule,
+    out: &Path,
+    skip_bad_rows: bool,
+) -> Result<Manifest, Error> {
     let mut collector = Collector::default();
-    let mut table = Table::open(items, layout)?;
-    let (item, title) = (table.column(&layout.item)?, table.column(&layout.title)?);
+    read_items(items, layout, &mut collector)?;
+    read_interactions(interactions, layout, &mut collector)?;
+    let (mut source, bad_rows) = collector.finish(skip_bad_rows)?;
+    split.assign(&mut source);
+    let rules = [layout.liked.describe(), split.describe()];
+    write_built(out, &source, Source { name, inputs: &[interactions, items], bad_rows: &bad_rows }, rules)
+}
+
+fn read_items(path: &Path, layout: &Layout, collector: &mut Collector) -> Result<(), Error> {
+    let mut table = Table::open(path, layout)?;
+    let item = table.column(&layout.item)?;
+    let title = match &layout.title {
+        Some(name) => table.column(name)?,
+        None => table.title_column()?,
+    };
     let year = layout.year.as_ref().and_then(|y| table.position(y));
-    while let Some((line, record)) = table.next(&mut collector)? {
+    while let Some((line, record)) = table.next(collector)? {
         let mut name = record[title].trim().to_string();
-        if let Some(year) =
-            year.map(|y| record[y].trim()).filter(|y| y.len() == 4 && y.bytes().all(|b| b.is_ascii_digit()))
+        if let Some(year) = year.map(|y| record[y].trim()).filter(|y| is_year(y))
             && !name.is_empty()
-            && !name.ends_with(')')
+            && !ends_in_year(&name)
         {
             name = format!("{name} ({year})");
         }
-        collector.item(items, line, record[item].trim(), &name);
-    }
-    let mut table = Table::open(interactions, layout)?;
-    let user = table.column(&layout.user)?;
-    let (item, rating, time) =
-        (table.column(&layout.item)?, table.column(&layout.rating)?, table.column(&layout.timestamp)?);
-    while let Some((line, record)) = table.next(&mut collector)? {
-        let value: Option<f64> = record[rating].trim().parse().ok().filter(|r: &f64| r.is_finite());
-        match (value, seconds(record[time].trim())) {
-            (Some(r), Some(t)) => {
-                let (user, item) = (record[user].trim(), record[item].trim());
-                collector.interaction(interactions, line, user, item, r >= layout.threshold, t, false);
-            }
-            (None, _) => collector.reject(
-                interactions,
-                line,
-                format!("{} is {:?}; expected a number", layout.rating, &record[rating]),
-            ),
-            (_, None) => {
-                let reason = format!(
-                    "{} is {:?}; expected Unix seconds or a date like 2001-05-31",
-                    layout.timestamp, &record[time]
-                );
-                collector.reject(interactions, line, reason);
-            }
+        if let Err(reason) = collector.item(record[item].trim(), &name) {
+            collector.reject(path, line, reason, &table.text(&record));
         }
     }
-    Ok(collector)
+    Ok(())
+}
+
+fn read_interactions(path: &Path, layout: &Layout, collector: &mut Collector) -> Result<(), Error> {
+    let mut table = Table::open(path, layout)?;
+    let (user, item) = (table.column(&layout.user)?, table.column(&layout.item)?);
+    let liked = table.position(layout.liked.column()).ok_or_else(|| {
+        let hint = "CoLLM learns from likes and dislikes: name the column of a rating, or of a 0/1 label";
+        Error::file(path, format!("has no column {:?}; {}; {hint}", layout.liked.column(), table.columns()))
+    })?;
+    let time = table.column(&layout.timestamp)?;
+    while let Some((line, record)) = table.next(collector)? {
+        let stamp = record[time].trim();
+        let added = layout.liked.of(record[liked].trim()).and_then(|label| {
+            let timestamp = seconds(stamp).ok_or_else(|| format!("{} is {stamp:?}; {EXPECTED}", layout.timestamp))?;
+            collector.interaction(
+                line,
+                (record[user].trim(), record[item].trim()),
+                label,
+                timestamp,
+                UnknownItem::Refuse,
+            )
+        });
+        if let Err(reason) = added {
+            collector.reject(path, line, reason, &table.text(&record));
+        }
+    }
+    Ok(())
+}
+
+fn is_year(text: &str) -> bool {
+    text.len() == 4 && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// `Toy Story (1995)` does, `Seven (Se7en)` does not.
+fn ends_in_year(title: &str) -> bool {
+    title.strip_suffix(')').and_then(|t| t.rsplit_once('(')).is_some_and(|(_, year)| is_year(year))
 }
 
 struct Table {
     path: PathBuf,
     reader: csv::Reader<std::fs::File>,
+    delimiter: u8,
     header: Vec<String>,
 }
 
@@ -204,8 +193,11 @@ impl Table {
             let text = text.trim_start_matches('\u{feff}').trim();
             if layout.typed_header { text.split(':').next().unwrap_or("").to_string() } else { text.to_string() }
         };
-        let header = header.iter().map(name).collect();
-        Ok(Table { path: path.to_path_buf(), reader, header })
+        let header: Vec<String> = header.iter().map(name).collect();
+        if header.is_empty() {
+            return Err(Error::file(path, "is empty; expected a line of column names, then rows"));
+        }
+        Ok(Table { path: path.to_path_buf(), reader, delimiter: layout.delimiter, header })
     }
 
     fn position(&self, name: &str) -> Option<usize> {
@@ -213,9 +205,28 @@ impl Table {
     }
 
     fn column(&self, name: &str) -> Result<usize, Error> {
-        self.position(name).ok_or_else(|| {
-            Error::file(&self.path, format!("has no column {name:?}; its columns are {}", self.header.join(", ")))
-        })
+        self.position(name)
+            .ok_or_else(|| Error::file(&self.path, format!("has no column {name:?}; {}", self.columns())))
+    }
+
+    fn title_column(&self) -> Result<usize, Error> {
+        let like_a_title = |h: &String| h.to_lowercase().contains("title");
+        self.position("title")
+            .or_else(|| self.header.iter().position(like_a_title))
+            .or_else(|| self.position("name"))
+            .ok_or_else(|| {
+                Error::file(
+                    &self.path,
+                    format!("has no column of titles; {}; name one with --title-column", self.columns()),
+                )
+            })
+    }
+
+    fn columns(&self) -> String {
+        match &self.header[..] {
+            [only] => format!("its only column is {only:?} (is the delimiter right?)"),
+            all => format!("its columns are {}", all.join(", ")),
+        }
     }
 
     /// The next usable record and its line; unusable ones are noted.
@@ -227,59 +238,23 @@ impl Table {
                 return Ok(None);
             }
             let line = record.position().map_or(0, csv::Position::line);
-            if record.len() != self.header.len() {
-                let reason = format!("{} fields; expected {} as in the header", record.len(), self.header.len());
-                collector.reject(&self.path, line, reason);
-                continue;
-            }
             match csv::StringRecord::from_byte_record(std::mem::take(&mut record)) {
-                Ok(text) => return Ok(Some((line, text))),
-                Err(_) => collector.reject(&self.path, line, "not UTF-8 text; expected UTF-8"),
+                Ok(text) if text.len() == self.header.len() => return Ok(Some((line, text))),
+                Ok(text) => {
+                    let reason = format!("{} fields; expected {} as in the header", text.len(), self.header.len());
+                    collector.reject(&self.path, line, reason, &self.text(&text));
+                }
+                Err(e) => {
+                    let lossy = csv::StringRecord::from_byte_record_lossy(e.into_byte_record());
+                    collector.reject(&self.path, line, "not UTF-8; expected UTF-8 text".into(), &self.text(&lossy));
+                }
             }
         }
     }
-}
 
-/// Unix seconds from an integer, a float, or an ISO date with an optional time (UTC).
-pub fn seconds(text: &str) -> Option<i64> {
-    if let Ok(t) = text.parse::<i64>() {
-        return Some(t);
+    fn text(&self, record: &csv::StringRecord) -> String {
+        record.iter().collect::<Vec<_>>().join(&char::from(self.delimiter).to_string())
     }
-    if let Ok(t) = text.parse::<f64>() {
-        return (t.is_finite() && t.abs() < 1e15).then_some(t.floor() as i64);
-    }
-    let (date, time) = text.trim_end_matches('Z').split_once(['T', ' ']).unwrap_or((text, "00:00:00"));
-    let numbers = |s: &str, by: char| s.split(by).map(|p| p.parse::<i64>().ok()).collect::<Option<Vec<_>>>();
-    let [year, month, day] = numbers(date, '-')?[..] else { return None };
-    let time = numbers(time.split('.').next()?, ':')?;
-    let (hour, minute, second) = (*time.first()?, time.get(1).copied().unwrap_or(0), time.get(2).copied().unwrap_or(0));
-    let valid = (1..=12).contains(&month)
-        && (1..=31).contains(&day)
-        && (0..9999).contains(&year)
-        && (0..24).contains(&hour)
-        && (0..60).contains(&minute)
-        && (0..61).contains(&second);
-    valid.then(|| days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
-}
-
-/// Days since 1970-01-01 of a date of the Gregorian calendar.
-fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
-    // Years begin in March, so that the leap day comes last; 400 years have 146,097 days.
-    let year = if month <= 2 { year - 1 } else { year };
-    let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + day_of_year - 719_468
-}
-
-/// (year, month) of Unix seconds, UTC.
-pub fn year_and_month(seconds: i64) -> (i64, i64) {
-    let days = seconds.div_euclid(86_400) + 719_468;
-    let (era, of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let day_of_year = of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (era * 400 + year + i64::from(month <= 2), month)
 }
 
 #[cfg(test)]
@@ -287,16 +262,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates() {
-        assert_eq!(seconds("2001-06-01"), Some(991_353_600));
-        assert_eq!(seconds("2001-06-01T01:02:03Z"), Some(991_353_600 + 3723));
-        assert_eq!(seconds("978300760"), Some(978_300_760));
-        assert_eq!(seconds("881250949.0"), Some(881_250_949));
-        assert_eq!((seconds("yesterday"), seconds("2001-13-01"), seconds("")), (None, None, None));
-        for (y, m, d) in [(1970, 1, 1), (2000, 2, 29), (2001, 12, 31), (1999, 3, 1), (2003, 2, 28)] {
-            let t = days_from_civil(y, m, d) * 86_400;
-            assert_eq!((year_and_month(t), year_and_month(t + 86_399)), ((y, m), (y, m)));
+    fn years_at_the_end_of_titles() {
+        assert!(ends_in_year("Toy Story (1995)") && ends_in_year("M (1931)"));
+        for title in ["Seven (Se7en)", "Apollo 13", "1984", "2001: A Space Odyssey (68)", "", ")", "(195x)", "1995)"] {
+            assert!(!ends_in_year(title), "{title}");
         }
-        assert_eq!(days_from_civil(1970, 1, 1), 0);
+    }
+
+    #[test]
+    fn likes() {
+        let rating = Liked::Rating { column: "stars".into(), threshold: 4.0 };
+        assert_eq!((rating.of("4"), rating.of("3.5"), rating.of("5.0")), (Ok(true), Ok(false), Ok(true)));
+        for text in ["NaN", "inf", "", "four"] {
+            assert_eq!(rating.of(text), Err(format!("stars is {text:?}; expected a number")));
+        }
+        let label = Liked::Label { column: "y".into() };
+        assert_eq!((label.of("0"), label.of("1.0")), (Ok(false), Ok(true)));
+        assert_eq!(label.of("2"), Err("y is \"2\"; expected 0 or 1".into()));
     }
 }

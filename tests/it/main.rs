@@ -6,6 +6,7 @@ mod gguf;
 mod goldens;
 mod model;
 mod operations;
+mod pickles;
 mod prepare;
 mod prompts;
 mod training;
