@@ -98,9 +98,9 @@ pub fn cache_dir() -> PathBuf {
 pub fn run(args: Args) -> Result<ExitCode> {
     catch_interrupts();
     let config = args.experiment.resolve()?;
-    let mut run = RunDir::open(&args.run, &config, args.resume)?;
-    let progress = Progress::auto();
-    let pipeline = Pipeline::open(config, &cache_dir(), progress.clone())?;
+    // The run directory comes second: a mistyped --data should leave nothing behind that is in the way of the next try.
+    let pipeline = Pipeline::open(config, &cache_dir(), Progress::auto())?;
+    let mut run = RunDir::open(&args.run, pipeline.config(), args.resume)?;
     match train(&pipeline, &mut run, &args.only) {
         Err(Error::Interrupted) => {
             eprintln!("interrupted; saved in {}, resume with --resume", args.run.display());

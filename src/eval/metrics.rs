@@ -119,36 +119,35 @@ pub fn evaluate(users: &[u32], labels: &[u8], scores: &[f32]) -> Result<Metrics,
     })
 }
 
-/// AUC over all rows, or `None` without both classes.
-pub fn auc(labels: &[u8], scores: &[f32]) -> Option<f64> {
-    auc_of(&mut scores.iter().copied().zip(labels.iter().copied()).collect::<Vec<_>>())
-}
-
-/// Sorts by score, rising (stable), and counts the pairs in order; ties count half. Exact: counts are integers.
+/// Sorts by score, falling, equal scores in the order of input, and counts the pairs in order; ties count half. Exact: counts
+/// are integers.
 fn auc_of(rows: &mut [(f32, u8)]) -> Option<f64> {
-    rows.sort_by(|a, b| a.0.total_cmp(&b.0));
+    // Adding 0 makes -0 and 0 the tie that they are.
+    rows.sort_by(|a, b| (b.0 + 0.0).total_cmp(&(a.0 + 0.0)));
     let positives = rows.iter().filter(|r| r.1 == 1).count() as u64;
     let negatives = rows.len() as u64 - positives;
     if positives == 0 || negatives == 0 {
         return None;
     }
     // Twice the number of pairs, so that half a pair is an integer.
-    let (mut doubled, mut below) = (0u64, 0u64);
+    let (mut doubled, mut above) = (0u64, 0u64);
     for tied in rows.chunk_by(|a, b| a.0 == b.0) {
         let up = tied.iter().filter(|r| r.1 == 1).count() as u64;
         let down = tied.len() as u64 - up;
-        doubled += up * (2 * below + down);
-        below += down;
+        doubled += down * (2 * above + up);
+        above += up;
     }
     Some(doubled as f64 / (2 * positives * negatives) as f64)
 }
 
-/// NDCG of the whole list by falling score: gain = label, discount 1 / log2(rank + 1). Equal scores: the later row first, which
-/// is what the official code's reversed ascending sort gives.
-fn ndcg_of(rising: &[(f32, u8)]) -> f64 {
+/// NDCG of the whole list by falling score: gain = label, discount 1 / log2(rank + 1).
+///
+/// Equal scores stay in the order of input. The official code sorts the negated scores with NumPy's default sort, which does the
+/// same for lists of up to 16 and leaves the order of ties open for longer ones.
+fn ndcg_of(falling: &[(f32, u8)]) -> f64 {
     let discount = |rank: usize| 1.0 / (rank as f64 + 2.0).log2();
-    let gain: f64 = rising.iter().rev().enumerate().filter(|(_, r)| r.1 == 1).map(|(rank, _)| discount(rank)).sum();
-    let ideal: f64 = (0..rising.iter().filter(|r| r.1 == 1).count()).map(discount).sum();
+    let gain: f64 = falling.iter().enumerate().filter(|(_, r)| r.1 == 1).map(|(rank, _)| discount(rank)).sum();
+    let ideal: f64 = (0..falling.iter().filter(|r| r.1 == 1).count()).map(discount).sum();
     gain / ideal
 }
 
@@ -199,6 +198,13 @@ mod tests {
         let want = (1.0 / 3f64.log2() + 0.5) / (1.0 + 1.0 / 3f64.log2());
         assert!((m.ndcg.unwrap() - want).abs() < 1e-15);
         assert_eq!(m.auc, Some(0.0));
+        // A tie stays in the order of input: 1 0 is perfect, 0 1 is not. Minus zero is zero.
+        for (labels, want) in [([1, 0], 1.0), ([0, 1], 1.0 / 3f64.log2())] {
+            for scores in [[0.0, 0.0], [0.0, -0.0], [-0.0, 0.0]] {
+                let m = evaluate(&[5; 2], &labels, &scores).unwrap();
+                assert_eq!((m.ndcg, m.auc), (Some(want), Some(0.5)), "{labels:?} {scores:?}");
+            }
+        }
     }
 
     proptest! {
@@ -215,7 +221,9 @@ mod tests {
                     }
                 }
             }
-            prop_assert_eq!(auc(&labels, &scores), (pairs > 0).then(|| won / f64::from(pairs)));
+            let m = evaluate(&vec![1; labels.len()], &labels, &scores).unwrap();
+            prop_assert_eq!(m.auc, (pairs > 0).then(|| won / f64::from(pairs)));
+            prop_assert_eq!(m.uauc, m.auc);
         }
     }
 }

@@ -31,17 +31,19 @@ pub enum Error {
         /// What is wrong and what to do.
         what: String,
     },
-    /// The loss is not a number any more.
+    /// The loss or the gradient is not a number any more.
     #[error(
-        "the loss became {loss} at step {step}; lower the learning rate (--set {stage}.learning_rate=…) or set {stage}.grad_clip"
+        "the {what} became {value} at step {step}; lower the learning rate (--set {stage}.learning_rate=…) or set {stage}.grad_clip"
     )]
     Diverged {
         /// Stage.
         stage: String,
         /// Optimizer step.
         step: u64,
-        /// The loss.
-        loss: f64,
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// Its value.
+        value: f64,
     },
     /// Ctrl-C: the step was finished and saved.
     #[error("interrupted; saved, resume with --resume")]

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::Error;
 use super::config::Config;
-use super::tensorboard::EventFile;
+use super::tensorboard::{self, EventFile};
 use crate::files::write_atomic;
 
 /// An open run.
@@ -74,6 +74,7 @@ impl RunDir {
 
     /// Drops records of a stage beyond step `last` (all of them if it begins anew): a resumed run writes them again.
     pub fn rewind(&self, stage: &str, last: Option<u64>) -> Result<(), Error> {
+        tensorboard::rewind(&self.root, &format!("{stage}/"), last).map_err(Error::io(&self.root))?;
         let path = self.root.join("metrics.jsonl");
         let Ok(text) = std::fs::read_to_string(&path) else { return Ok(()) };
         let keep = |line: &&str| match serde_json::from_str::<Value>(line) {

@@ -413,16 +413,22 @@ impl<'a> Trainer<'a> {
             }
         }
         loss /= rows.len() as f64;
+        let step = self.state.step;
+        let diverged = |what, value| Error::Diverged { stage: stage.name.into(), step, what, value };
         if !loss.is_finite() {
-            return Err(Error::Diverged { stage: stage.name.into(), step: self.state.step, loss });
+            return Err(diverged("loss", loss));
         }
-        let lr = config.schedule().lr(self.state.step);
+        let lr = config.schedule().lr(step);
         let norm = self.update(lr);
+        if !norm.is_finite() {
+            return Err(diverged("gradient norm", norm));
+        }
         self.state.step += 1;
         Ok(StepReport { loss, lr, norm, rows: rows.len() })
     }
 
-    /// Clips and applies the gradients. Returns their norm.
+    /// Clips and applies the gradients. Returns their norm; where it is not finite the weights stay as they are, so that they
+    /// are never saved with a NaN.
     fn update(&mut self, lr: f64) -> f64 {
         let config = self.stage.config;
         let mut weights: Vec<(&mut [f32], f64)> = Vec::new();
@@ -441,6 +447,9 @@ impl<'a> Trainer<'a> {
         }
         let max = if config.grad_clip > 0.0 { config.grad_clip } else { f64::INFINITY };
         let norm = clip_global_norm(&mut gradients, max);
+        if !norm.is_finite() {
+            return norm;
+        }
         let tensors = weights.into_iter().zip(gradients).map(|((w, decay), g)| (w, &*g, decay)).collect();
         self.adam.step(tensors, lr);
         norm

@@ -4,6 +4,7 @@ mod cli;
 mod common;
 mod gguf;
 mod goldens;
+mod kill;
 mod model;
 mod operations;
 mod pickles;

@@ -65,7 +65,10 @@ pub fn train(
     if let Some(saved) =
         checkpoints.map(|dir| Checkpoint::<State>::load(dir, "last")).transpose().map_err(io)?.flatten()
     {
-        training = training.restored(saved).unwrap_or_else(|| Training::fresh(data, config));
+        training = training.restored(saved).map_err(|what| Error::Model {
+            path: checkpoints.map(|dir| dir.join("last")).unwrap_or_default(),
+            what: format!("the checkpoint {what}; delete it to begin anew"),
+        })?;
     }
     let mut gradient = Mf { dim: config.dim, users: training.model.users.clone(), items: training.model.items.clone() };
     while !training.finished() {
@@ -115,10 +118,13 @@ impl Training {
         }
     }
 
-    /// The saved state, if it is of the same data and configuration.
-    fn restored(mut self, saved: Checkpoint<State>) -> Option<Self> {
-        if saved.state.config != self.state.config || saved.state.data != self.state.data {
-            return None;
+    /// The saved state, which must be of the same data and configuration.
+    fn restored(mut self, saved: Checkpoint<State>) -> Result<Self, String> {
+        if saved.state.config != self.state.config {
+            return Err("is of other settings".into());
+        }
+        if saved.state.data != self.state.data {
+            return Err("is of other data".into());
         }
         let mut model = saved.model;
         let dim = self.model.dim;
@@ -126,18 +132,18 @@ impl Training {
             for (name, table) in
                 [("user_embedding.weight", &mut target.users), ("item_embedding.weight", &mut target.items)]
             {
-                *table = take_tensor(&mut model, &format!("{prefix}{name}"), &[table.len() / dim, dim]).ok()?;
+                *table = take_tensor(&mut model, &format!("{prefix}{name}"), &[table.len() / dim, dim])?;
             }
         }
         let mut optimizer = saved.optimizer;
         for (prefix, moments) in [("m", &mut self.adam.m), ("v", &mut self.adam.v)] {
             for (i, m) in moments.iter_mut().enumerate() {
-                *m = take_tensor(&mut optimizer, &format!("{prefix}{i}"), &[m.len()]).ok()?;
+                *m = take_tensor(&mut optimizer, &format!("{prefix}{i}"), &[m.len()])?;
             }
         }
         self.adam.step = saved.state.step;
         self.state = saved.state;
-        Some(self)
+        Ok(self)
     }
 
     fn finished(&self) -> bool {
@@ -223,6 +229,9 @@ mod tests {
         let resumed = train(&data, &config, Some(dir.path()), &mut |_, _, _| true).unwrap();
         assert_eq!(resumed.model, whole.model);
         assert_eq!((resumed.best_epoch, resumed.epochs), (whole.best_epoch, whole.epochs));
+        let other = MfConfig { seed: 1, ..config.clone() };
+        let e = train(&data, &other, Some(dir.path()), &mut |_, _, _| true).unwrap_err().to_string();
+        assert!(e.ends_with("last: the checkpoint is of other settings; delete it to begin anew"), "{e}");
         let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         let single = one.install(|| train(&data, &config, None, &mut |_, _, _| true)).unwrap();
         assert_eq!(single.model, whole.model, "the number of threads must not matter");
