@@ -115,10 +115,13 @@ fn demo(args: &Args) -> Result<()> {
     settings.push(format!("data.dir={}", data.display()));
     settings.push(format!("llm.dir={}", llm.display()));
     let config = Config::resolve(Some("ml-100k/collm-mf"), None, &settings)?;
-    if !args.resume && args.run.join("config.toml").exists() {
+    // Only what an earlier demo made is replaced: any other run is somebody's work.
+    let marker = args.run.join(".made-by-demo");
+    if !args.resume && marker.exists() {
         std::fs::remove_dir_all(&args.run).with_context(|| args.run.display().to_string())?;
     }
     let mut run = RunDir::open(&args.run, &config, args.resume)?;
+    std::fs::write(&marker, "").with_context(|| marker.display().to_string())?;
     let pipeline = Pipeline::open(config, &cache, progress)?;
     let mf = pipeline.collab(&mut run)?;
     done("train MF", &mut lap);
