@@ -371,7 +371,8 @@ fn flush_saturate_and_extremes_of_f32() {
     let f = |v: u64| f32::from_bits(v as u32);
     let flush = |x: f32| if x.is_subnormal() { 0f32.copysign(x) } else { x };
     let sat = |x: f32| if x.is_nan() { 0.0 } else { x.clamp(0.0, 1.0) + 0.0 };
-    let checks: [(&str, &dyn Fn(f32, f32) -> f32); 6] = [
+    type Expected<'a> = &'a dyn Fn(f32, f32) -> f32;
+    let checks: [(&str, Expected); 6] = [
         ("add.ftz.f32", &|a, b| flush(flush(a) + flush(b))),
         ("mul.ftz.f32", &|a, b| flush(flush(a) * flush(b))),
         ("add.sat.f32", &|a, b| sat(a + b)),
@@ -379,9 +380,7 @@ fn flush_saturate_and_extremes_of_f32() {
         ("min.f32", &|a, b| {
             if a.is_nan() {
                 b
-            } else if b.is_nan() {
-                a
-            } else if a < b || a == b && a.is_sign_negative() {
+            } else if b.is_nan() || a < b || a == b && a.is_sign_negative() {
                 a
             } else {
                 b
@@ -409,7 +408,8 @@ fn flush_saturate_and_extremes_of_f32() {
 fn approximations_stay_within_the_manual_s_bounds() {
     let mut numbers = Numbers(5);
     let rows: Vec<[u64; 3]> = (0..4000).map(|_| [u64::from((numbers.unit() * 100.0).to_bits()), 0, 0]).collect();
-    let checks: [(&str, fn(f64) -> f64, f64, f64); 7] = [
+    type Exact = fn(f64) -> f64;
+    let checks: [(&str, Exact, f64, f64); 7] = [
         ("ex2.approx.f32", f64::exp2, 3e-7, 0.0),
         ("lg2.approx.f32", f64::log2, 3e-7, 2.4e-7),
         ("rsqrt.approx.f32", |x| 1.0 / x.sqrt(), 2e-7, 0.0),
@@ -599,7 +599,8 @@ fn bit_operations() {
 #[test]
 fn integer_conversions_extend_to_the_register() {
     let rows = integer_rows(32);
-    let checks: [(&str, fn(u32) -> u32); 5] = [
+    type Expected = fn(u32) -> u32;
+    let checks: [(&str, Expected); 5] = [
         ("cvt.s16.s8 d, a;", |a| a as i8 as u32),
         ("cvt.u32.u8 d, a;", |a| a as u8 as u32),
         ("cvt.s32.s16 d, a;", |a| a as i16 as u32),

@@ -5,7 +5,7 @@ use crate::counts::Card;
 /// The value of an attribute; 0 for what the card does not have.
 pub fn value(card: &Card, attribute: i32) -> i32 {
     match attribute {
-        1 | 2 | 3 => 1024,                  // MAX_THREADS_PER_BLOCK, MAX_BLOCK_DIM_X, _Y
+        1..=3 => 1024,                      // MAX_THREADS_PER_BLOCK, MAX_BLOCK_DIM_X, _Y
         4 => 64,                            // MAX_BLOCK_DIM_Z
         5 => 0x7fff_ffff,                   // MAX_GRID_DIM_X
         6 | 7 => 65535,                     // MAX_GRID_DIM_Y, _Z

@@ -36,7 +36,7 @@ impl Block<'_> {
             match op.op {
                 // Stores to global memory have been done when issued.
                 BulkOp::Commit | BulkOp::Wait(_) | BulkOp::Prefetch => continue,
-                _ if bytes % 16 != 0 => {
+                _ if !bytes.is_multiple_of(16) => {
                     let detail = format!("a bulk copy of {bytes} bytes: the size must be a multiple of 16");
                     return Err(Fault::new(Kind::Misaligned, lane, detail));
                 }
