@@ -596,6 +596,43 @@ fn bit_operations() {
     }
 }
 
+/// `setp` on floats: the plain spellings are false where an operand is NaN, those that end in `u` are true.
+#[test]
+fn comparisons_of_floats_know_nan() {
+    fn check<F: Float>(ty: &str, bits: u32, fraction: u32, ftz: bool) {
+        let rows: Vec<[u64; 3]> = float_rows(bits, fraction).into_iter().step_by(7).collect();
+        let top = ((1u64 << (bits - 1 - fraction)) - 1) << fraction;
+        let sign = 1u64 << (bits - 1);
+        let value = |v: u64| F::from_bits(u128::from(if ftz && v & top == 0 { v & sign } else { v }));
+        for op in ["eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"] {
+            let body = format!("setp.{op}{}.{ty} q, a, b; selp.u32 d, 1, 0, q;", if ftz { ".ftz" } else { "" });
+            for (row, actual) in rows.iter().zip(run(&body, [bits / 8; 3], 4, &rows)) {
+                let order = value(row[0]).partial_cmp(&value(row[1]));
+                let expected = match (op, order) {
+                    ("num", order) => order.is_some(),
+                    ("nan", order) => order.is_none(),
+                    (op, None) => op.ends_with('u'),
+                    (op, Some(order)) => match &op[..2] {
+                        "eq" => order.is_eq(),
+                        "ne" => order.is_ne(),
+                        "lt" => order.is_lt(),
+                        "le" => order.is_le(),
+                        "gt" => order.is_gt(),
+                        _ => order.is_ge(),
+                    },
+                };
+                assert_eq!(actual == 1, expected, "{body} {row:x?}");
+            }
+        }
+    }
+    check::<Single>("f32", 32, 23, false);
+    check::<Single>("f32", 32, 23, true);
+    check::<Double>("f64", 64, 52, false);
+    check::<Half>("f16", 16, 10, false);
+    check::<Half>("f16", 16, 10, true);
+    check::<BFloat>("bf16", 16, 7, false);
+}
+
 #[test]
 fn integer_conversions_extend_to_the_register() {
     let rows = integer_rows(32);
