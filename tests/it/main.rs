@@ -2,6 +2,7 @@
 
 mod cli;
 mod common;
+mod cuda;
 mod gguf;
 mod goldens;
 mod kill;
