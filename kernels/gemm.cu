@@ -34,7 +34,7 @@ struct Gemm {
   const elem* b;
   const elem* b_tail;   // rows b_rows.. of B
   elem* c;
-  const elem* bias;     // [n]; null for none
+  const elem* bias;     // [b_rows] (nt); null for none; the adapters' columns get neither
   const elem* addend;   // [m, ld_addend]; null for none; may be c
   const elem* gate_up;  // swiglu_bwd: saved gate and up, [m, ld_gate_up]
   elem* act;            // swiglu: [m, ld_act]; c may then be null
@@ -218,7 +218,7 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
       if (row >= g.m || column >= n_last) continue;
       elem* const c = g.c + (size_t)row * g.ldc + column;
       if constexpr (EPILOGUE != Epilogue::SwigluBackward) {
-        if (g.bias) {
+        if (g.bias && column < g.b_rows) {
           float bias[8];
           load8(g.bias + column, bias);
 #pragma unroll
@@ -226,7 +226,7 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
         }
       }
       if constexpr (EPILOGUE == Epilogue::Plain) {
-        if (g.addend) {
+        if (g.addend && (B_IS_KN || column < g.b_rows)) {
           float addend[8];
           load8(g.addend + (size_t)row * g.ld_addend + column, addend);
 #pragma unroll

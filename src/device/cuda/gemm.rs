@@ -37,11 +37,12 @@ pub struct Masks<'a> {
 /// What happens to a product before it is stored.
 #[derive(Clone, Copy, Debug)]
 pub enum Epilogue<'a> {
-    /// `C = A B + bias + addend`. `bias`: address of one element a column, or 0. `addend` may be `C`.
+    /// `C = A B + bias + addend`. `bias`: address of one element a column, or 0. `addend` may be `C`. In the forward, the adapters'
+    /// columns get neither.
     Plain {
-        /// Address of `[n]`, or 0.
+        /// Address of `[rows of W]`, or 0.
         bias: u64,
-        /// `[m, n]`.
+        /// `[m, rows of W]`, or `[m, n]` in the backward.
         addend: Option<Rows>,
         /// Dropout.
         masks: Option<Masks<'a>>,

@@ -24,13 +24,27 @@ unsafe impl Send for Kernel {}
 // SAFETY: as above.
 unsafe impl Sync for Kernel {}
 
-/// Addresses of arguments, for [`Cuda::launch`].
+/// A kernel's argument: any plain value, which the driver copies when the kernel is started.
+pub(super) trait Argument {
+    fn address(&self) -> *mut c_void;
+}
+
+impl<T: Copy> Argument for T {
+    fn address(&self) -> *mut c_void {
+        std::ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+/// Borrows values as arguments for [`Cuda::launch`].
 macro_rules! arguments {
     ($($argument:expr),* $(,)?) => {
-        &mut [$(std::ptr::from_ref(&$argument).cast_mut().cast::<std::ffi::c_void>()),*]
+        &[$(&$argument as &dyn super::launch::Argument),*]
     };
 }
 pub(super) use arguments;
+
+/// Most arguments of a kernel.
+const MAX_ARGUMENTS: usize = 16;
 
 impl Cuda {
     /// Finds kernel `name` (without the precision's suffix) in the module of file `file`.
@@ -61,7 +75,7 @@ impl Cuda {
     /// # Safety
     /// The arguments are those of the kernel, in number, order and type, and the memory they name is large enough and lives
     /// until the stream has passed the launch.
-    pub(super) unsafe fn launch(&self, kernel: Kernel, grid: [usize; 3], arguments: &mut [*mut c_void]) -> Result<()> {
+    pub(super) unsafe fn launch(&self, kernel: Kernel, grid: [usize; 3], arguments: &[&dyn Argument]) -> Result<()> {
         if grid.contains(&0) {
             return Ok(());
         }
@@ -73,6 +87,9 @@ impl Cuda {
             });
         }
         let [x, y, z] = grid.map(|g| g as u32);
+        let mut addresses = [std::ptr::null_mut(); MAX_ARGUMENTS];
+        // A reference is plain too: what is asked for is the value behind it.
+        addresses.iter_mut().zip(arguments).for_each(|(to, argument)| *to = <dyn Argument>::address(*argument));
         self.bind()?;
         // SAFETY: the caller's promise.
         unsafe {
@@ -82,7 +99,7 @@ impl Cuda {
                 (kernel.threads, 1, 1),
                 kernel.shared_bytes,
                 self.stream(),
-                arguments,
+                &mut addresses[..arguments.len()],
             )
         }
         .attempt(|| format!("launching {}_{}", kernel.name, self.precision().suffix()))

@@ -170,6 +170,25 @@ impl Rows {
     }
 }
 
+impl Cuda {
+    /// The elements of rows, dense, after all work given so far.
+    pub fn read(&self, rows: Rows) -> Result<Vec<u8>> {
+        let bytes = rows.precision.bytes();
+        let mut all = vec![0u8; rows.rows * rows.stride * bytes];
+        // The last row need not be followed by a whole stride.
+        let used = all.len() - (rows.stride - rows.columns) * bytes * usize::from(rows.rows > 0);
+        if used > 0 {
+            self.bind()?;
+            // SAFETY: rows lie in live memory; the stream is waited for before the bytes are used.
+            unsafe { result::memcpy_dtoh_async(&mut all[..used], rows.address, self.stream()) }
+                .attempt(|| format!("copying {used} bytes from the device"))?;
+            self.synchronize()?;
+        }
+        let row = rows.stride * bytes;
+        Ok(all.chunks_exact(row.max(1)).flat_map(|r| &r[..rows.columns * bytes]).copied().collect())
+    }
+}
+
 /// Host numbers as elements of the kernels' type.
 pub fn to_elements(precision: Precision, values: &[f32]) -> Vec<u8> {
     match precision {

@@ -16,12 +16,10 @@ pub struct Norm {
     bwd: Kernel,
 }
 
-fn check(x: Rows, others: &[Rows], inv_rms: &Buffer<f32>, width: usize) -> Result<()> {
+fn check(x: Rows, others: &[Rows], width: usize) -> Result<()> {
     let shapes = others.iter().all(|o| o.rows >= x.rows && o.columns >= width && o.is_aligned());
-    let ok = shapes && x.is_aligned() && width % 8 == 0 && width <= MAX_WIDTH && inv_rms.len() >= x.rows;
-    require(ok, "rms_norm", || {
-        format!("width {width} (a multiple of 8, at most {MAX_WIDTH}) on {x:?}, {others:?}, {} factors", inv_rms.len())
-    })
+    let ok = shapes && x.is_aligned() && width % 8 == 0 && width <= MAX_WIDTH;
+    require(ok, "rms_norm", || format!("width {width} (a multiple of 8, at most {MAX_WIDTH}) on {x:?}, {others:?}"))
 }
 
 impl Norm {
@@ -45,11 +43,12 @@ impl Norm {
         inv_rms: &Buffer<f32>,
         lora: Option<Adapter>,
     ) -> Result<()> {
-        self.run(cuda, x, w, eps, h, inv_rms, lora, 0)
+        require(inv_rms.len() >= x.rows, "rms_norm", || format!("{} factors for {} rows", inv_rms.len(), x.rows))?;
+        self.run(cuda, x, w, eps, h, inv_rms.address(), lora, 0)
     }
 
-    /// `h` again, from saved `inv_rms`.
-    pub fn saved(&self, cuda: &Cuda, x: Rows, w: u64, h: Rows, inv_rms: &Buffer<f32>) -> Result<()> {
+    /// `h` again, from saved factors: address of `[rows]`.
+    pub fn saved(&self, cuda: &Cuda, x: Rows, w: u64, h: Rows, inv_rms: u64) -> Result<()> {
         self.run(cuda, x, w, 0.0, h, inv_rms, None, 1)
     }
 
@@ -61,26 +60,25 @@ impl Norm {
         w: u64,
         eps: f32,
         h: Rows,
-        inv_rms: &Buffer<f32>,
+        inv_rms: u64,
         lora: Option<Adapter>,
         reuse: i32,
     ) -> Result<()> {
         let width = h.columns;
-        check(x, &[h], inv_rms, width)?;
+        check(x, &[h], width)?;
         let lora = lora.unwrap_or(Adapter::NONE);
         let (ldx, ldh) = (x.stride as i32, h.stride as i32);
-        let arguments =
-            arguments![x.address, ldx, w, h.address, ldh, inv_rms.address(), width as i32, eps, reuse, lora];
+        let arguments = arguments![x.address, ldx, w, h.address, ldh, inv_rms, width as i32, eps, reuse, lora];
         // SAFETY: the arguments are the kernel's; shapes and alignment were checked.
         unsafe { cuda.launch(self.fwd, [x.rows, 1, 1], arguments) }
     }
 
-    /// `d_x +=` the gradient through the norm of `d_h`.
-    pub fn backward(&self, cuda: &Cuda, x: Rows, w: u64, inv_rms: &Buffer<f32>, d_h: Rows, d_x: Rows) -> Result<()> {
+    /// `d_x +=` the gradient through the norm of `d_h`. `inv_rms`: address of the saved factors.
+    pub fn backward(&self, cuda: &Cuda, x: Rows, w: u64, inv_rms: u64, d_h: Rows, d_x: Rows) -> Result<()> {
         let width = d_h.columns;
-        check(x, &[d_h, d_x], inv_rms, width)?;
+        check(x, &[d_h, d_x], width)?;
         let [ldx, ldh, ldd] = [x, d_h, d_x].map(|r| r.stride as i32);
-        let (inv_rms, width) = (inv_rms.address(), width as i32);
+        let width = width as i32;
         let arguments = arguments![x.address, ldx, w, inv_rms, d_h.address, ldh, d_x.address, ldd, width];
         // SAFETY: as above.
         unsafe { cuda.launch(self.bwd, [x.rows, 1, 1], arguments) }
