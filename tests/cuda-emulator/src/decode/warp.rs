@@ -21,7 +21,7 @@ impl<'m> Builder<'m> {
             if !arrive && !wait {
                 return Err(self.unknown(i));
             }
-            self.emit(Op::ClusterBarrier { arrive, wait });
+            self.emit(Op::ClusterBarrier { arrive, wait, relaxed: i.has("relaxed") });
             return Ok(Class::Barrier);
         }
         let aligned = i.opcode[0] == "bar" || i.has("aligned");

@@ -1,9 +1,11 @@
 //! One block: shared memory, warps, barriers, and the order in which the warps run.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::barriers::NamedBarrier;
-use super::mbarrier::Mbarriers;
+use super::mbarrier::{MbarrierState, Objects};
 use super::warp::{Wait, Warp};
 use super::{Config, Launch};
 use crate::checks::clock::{Clock, Entries};
@@ -38,6 +40,19 @@ pub enum Pause {
     Turn,
 }
 
+/// What a block of a cluster may reach of another.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its shared memory.
+    pub base: *mut u8,
+    /// Its size, bytes.
+    pub bytes: u32,
+    /// Its shadow, with checks.
+    pub shadow: Option<*mut SharedShadow>,
+    /// Whether it has ended.
+    pub gone: Arc<AtomicBool>,
+}
+
 /// A block in execution.
 pub struct Block<'a> {
     /// The launch it belongs to.
@@ -54,11 +69,11 @@ pub struct Block<'a> {
     /// Named barriers.
     pub barriers: [NamedBarrier; 16],
     /// `mbarrier` objects of the cluster.
-    pub mbarriers: Mbarriers,
+    pub mbarriers: Objects<MbarrierState>,
     /// Shadow of shared memory, with checks.
-    pub shadow: Option<SharedShadow>,
+    pub shadow: Option<Box<SharedShadow>>,
     /// Clocks carried by strong accesses, by shared word.
-    pub strong: HashMap<u32, Entries>,
+    pub strong: Objects<Entries>,
     /// Executed a fence wider than the block: its global accesses are not judged.
     pub fenced: bool,
     /// Counters of the worker.
@@ -69,8 +84,14 @@ pub struct Block<'a> {
     pub reported: HashSet<(u32, Kind)>,
     /// Allocation last used by each instruction.
     pub cache: Vec<u32>,
-    /// Shared memories of the blocks of the cluster by rank, its own included; empty without a cluster.
-    pub peers: Vec<(*mut u8, u32)>,
+    /// The blocks of the cluster by rank, this one included; empty without a cluster.
+    pub peers: Vec<Peer>,
+    /// Phases of the cluster barrier that have opened.
+    pub cluster_open: u64,
+    /// What arrived at the cluster barrier.
+    pub cluster_clock: Entries,
+    /// All threads have exited: its shared memory is gone.
+    pub gone: Arc<AtomicBool>,
     /// Text printed so far.
     pub printed: String,
     random: u64,
@@ -92,15 +113,18 @@ impl<'a> Block<'a> {
             shared_bytes,
             warps: (0..warps).map(|_| Warp::default()).collect(),
             barriers: Default::default(),
-            mbarriers: Mbarriers::default(),
-            shadow: launch.config.check.then(|| SharedShadow::new(shared_bytes as usize)),
-            strong: HashMap::new(),
+            mbarriers: Objects::default(),
+            shadow: launch.config.check.then(|| Box::new(SharedShadow::new(shared_bytes as usize))),
+            strong: Objects::default(),
             fenced: false,
             counters: Counters::new(program.code.len()),
             findings: Vec::new(),
             reported: HashSet::new(),
             cache: vec![0; program.code.len()],
             peers: Vec::new(),
+            cluster_open: 0,
+            cluster_clock: Entries::default(),
+            gone: Arc::default(),
             printed: String::new(),
             random: 0,
             polled: false,
@@ -122,19 +146,34 @@ impl<'a> Block<'a> {
         self.shared.as_mut_ptr().cast()
     }
 
+    /// What the other blocks of the cluster may reach of this one.
+    pub fn peer(&mut self) -> Peer {
+        Peer {
+            base: self.shared_base(),
+            bytes: self.shared_bytes,
+            shadow: self.shadow.as_mut().map(|s| &raw mut **s),
+            gone: self.gone.clone(),
+        }
+    }
+
     /// Becomes the block with a linear number, at its first instruction.
     pub fn start(&mut self, linear: u64) {
         self.linear = linear;
         self.id = self.launch.block_at(linear);
         self.random = self.config().seed.unwrap_or(0) ^ linear.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let rank = self.cluster_rank();
         self.shared.fill(0xcdcd_cdcd_cdcd_cdcd_cdcd_cdcd_cdcd_cdcd);
         if let Some(shadow) = &mut self.shadow {
             shadow.clear();
+            shadow.set_rank(rank as usize);
         }
         self.barriers = Default::default();
-        self.mbarriers = Mbarriers::default();
+        self.mbarriers = Objects::default();
+        self.strong = Objects::default();
+        self.cluster_open = 0;
+        self.cluster_clock = Entries::default();
         self.peers.clear();
-        self.strong.clear();
+        self.gone = Arc::default();
         self.fenced = false;
         let program = self.program();
         let threads = self.launch.threads();
@@ -151,7 +190,7 @@ impl<'a> Block<'a> {
             warp = Warp { id, slots, preds, local, ..Warp::default() };
             warp.alive = if born == 32 { u32::MAX } else { (1 << born) - 1 };
             warp.active = warp.alive;
-            warp.clock = Clock::new(id as usize);
+            warp.clock = Clock::new(rank as usize, id as usize);
             self.fill_specials(&mut warp);
             self.warps[id as usize] = warp;
         }
@@ -253,6 +292,7 @@ impl<'a> Block<'a> {
             self.complete_barriers();
         }
         if self.warps.iter().all(|w| w.alive == 0) {
+            self.gone.store(true, std::sync::atomic::Ordering::Relaxed);
             return Progress::Done;
         }
         if !ran && !self.complete_barriers() && !self.settle() {

@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use super::block::{Block, Progress};
-use super::mbarrier::Mbarriers;
+use super::block::{Block, Peer, Progress};
+use super::mbarrier::Objects;
 use super::{Launch, Outcome};
+use crate::checks::clock::Entries;
 use crate::checks::{Fault, Kind};
 use crate::counts::Counters;
 
@@ -155,10 +156,12 @@ impl<'a> Worker<'_, 'a> {
             }
             // All blocks of the cluster have arrived: the next phase opens for all of them.
             if group > 1 && !self.resident.is_empty() && self.resident.iter().all(|b| b.cluster_ready(cluster_phase)) {
-                let any = self.resident.iter().any(|b| b.warps.iter().any(|w| w.cluster_phase.0 > cluster_phase));
+                let any = self.resident.iter().any(|b| b.warps.iter().any(|w| w.cluster_phase > cluster_phase));
                 if any {
                     cluster_phase += 1;
-                    self.resident.iter_mut().for_each(Block::open_cluster);
+                    let mut clock = Entries::default();
+                    self.resident.iter().for_each(|b| clock.join(&b.cluster_clock));
+                    self.resident.iter_mut().for_each(|b| b.open_cluster(&clock));
                     progressed = true;
                 }
             }
@@ -197,11 +200,12 @@ impl<'a> Worker<'_, 'a> {
         let cluster = self.order.cluster as usize;
         if cluster > 1 {
             for chunk in self.resident[from..].chunks_mut(cluster) {
-                let barriers = Mbarriers::default();
-                let peers: Vec<_> = chunk.iter_mut().map(|b| (b.shared_base(), b.shared_bytes)).collect();
+                let (barriers, strong) = (Objects::default(), Objects::default());
+                let peers: Vec<Peer> = chunk.iter_mut().map(Block::peer).collect();
                 for block in chunk {
                     block.peers = peers.clone();
                     block.mbarriers = barriers.clone();
+                    block.strong = strong.clone();
                 }
             }
         }

@@ -43,12 +43,12 @@ impl MbarrierState {
     }
 }
 
-/// The objects of a cluster, by rank and shared offset.
-pub type Mbarriers = Arc<Mutex<HashMap<(u32, u32), MbarrierState>>>;
+/// Objects that the blocks of a cluster share, by rank and place in shared memory.
+pub type Objects<T> = Arc<Mutex<HashMap<(u32, u32), T>>>;
 
 /// Locks the objects; a panic elsewhere leaves them whole enough to report with.
-pub fn lock(barriers: &Mbarriers) -> MutexGuard<'_, HashMap<(u32, u32), MbarrierState>> {
-    barriers.lock().unwrap_or_else(PoisonError::into_inner)
+pub fn lock<T>(objects: &Objects<T>) -> MutexGuard<'_, HashMap<(u32, u32), T>> {
+    objects.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Block<'_> {

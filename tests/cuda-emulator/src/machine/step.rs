@@ -292,8 +292,8 @@ impl<'a> Block<'a> {
                         return Ok(Pause::Waits);
                     }
                 }
-                &Op::ClusterBarrier { arrive, wait } => {
-                    if !self.cluster_barrier(warp, arrive, wait) && !self.next_group(warp)? {
+                &Op::ClusterBarrier { arrive, wait, relaxed } => {
+                    if !self.cluster_barrier(warp, arrive, wait, relaxed, active) && !self.next_group(warp)? {
                         return Ok(Pause::Waits);
                     }
                 }

@@ -83,8 +83,10 @@ pub struct Warp {
     pub copies: Copies,
     /// Saved frames of recursive calls.
     pub frames: Vec<Frame>,
-    /// Cluster barrier phases this warp has arrived at and waited for.
-    pub cluster_phase: (u64, u64),
+    /// Cluster barrier phases this warp has arrived at.
+    pub cluster_phase: u64,
+    /// Lanes that have arrived at the next.
+    pub cluster_arrived: u32,
 }
 
 impl Default for Warp {
@@ -101,10 +103,11 @@ impl Default for Warp {
             patience: 0,
             work: 0,
             local: Vec::new(),
-            clock: Clock::new(0),
+            clock: Clock::new(0, 0),
             copies: Copies::default(),
             frames: Vec::new(),
-            cluster_phase: (0, 0),
+            cluster_phase: 0,
+            cluster_arrived: 0,
         }
     }
 }

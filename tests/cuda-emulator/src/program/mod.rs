@@ -200,6 +200,8 @@ pub enum Op {
         arrive: bool,
         /// Wait.
         wait: bool,
+        /// The arrival publishes nothing.
+        relaxed: bool,
     },
     /// `bar.warp.sync`, shuffles, votes, matches, reductions, election.
     Warp(Box<WarpOp>),
