@@ -82,7 +82,7 @@ impl Block<'_> {
 ///
 /// # Safety
 /// `place` is valid and aligned for `size` bytes.
-unsafe fn update(place: *mut u8, size: u32, f: impl Fn(u64) -> u64) -> u64 {
+pub(super) unsafe fn update(place: *mut u8, size: u32, f: impl Fn(u64) -> u64) -> u64 {
     // SAFETY: the caller's promise. `fetch_update` loops until no other thread came between.
     unsafe {
         match size {
@@ -106,7 +106,7 @@ unsafe fn update(place: *mut u8, size: u32, f: impl Fn(u64) -> u64) -> u64 {
 }
 
 /// The new value of one atomic operation on bits.
-pub fn apply(op: AtomicOp, ty: Type, old: u64, b: u64, c: u64) -> u64 {
+pub(super) fn apply(op: AtomicOp, ty: Type, old: u64, b: u64, c: u64) -> u64 {
     let (a32, b32) = (old as u32, b as u32);
     match op {
         AtomicOp::Exchange => b,

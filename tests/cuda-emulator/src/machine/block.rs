@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use super::barriers::NamedBarrier;
 use super::mbarrier::{MbarrierState, Objects};
 use super::warp::{Wait, Warp};
+use super::warpgroup::Warpgroup;
 use super::{Config, Launch};
 use crate::checks::clock::{Clock, Entries};
 use crate::checks::shared_race::SharedShadow;
@@ -66,6 +67,8 @@ pub struct Block<'a> {
     pub shared_bytes: u32,
     /// The warps; one that runs is taken out.
     pub warps: Vec<Warp>,
+    /// What the warpgroups have issued of `wgmma`.
+    pub warpgroups: Vec<Warpgroup>,
     /// Named barriers.
     pub barriers: [NamedBarrier; 16],
     /// `mbarrier` objects of the cluster.
@@ -112,6 +115,7 @@ impl<'a> Block<'a> {
             shared: vec![0; (shared_bytes as usize).div_ceil(16)],
             shared_bytes,
             warps: (0..warps).map(|_| Warp::default()).collect(),
+            warpgroups: Vec::new(),
             barriers: Default::default(),
             mbarriers: Objects::default(),
             shadow: launch.config.check.then(|| Box::new(SharedShadow::new(shared_bytes as usize))),
@@ -167,6 +171,7 @@ impl<'a> Block<'a> {
             shadow.clear();
             shadow.set_rank(rank as usize);
         }
+        self.warpgroups.clear();
         self.barriers = Default::default();
         self.mbarriers = Objects::default();
         self.strong = Objects::default();
@@ -191,6 +196,7 @@ impl<'a> Block<'a> {
             warp.alive = if born == 32 { u32::MAX } else { (1 << born) - 1 };
             warp.active = warp.alive;
             warp.clock = Clock::new(rank as usize, id as usize);
+            self.set_watch(&mut warp);
             self.fill_specials(&mut warp);
             self.warps[id as usize] = warp;
         }
@@ -337,6 +343,7 @@ impl<'a> Block<'a> {
                         let missing = mask & warp.alive & !group.mask;
                         format!("waits for lanes {missing:#010x} that never arrive")
                     }
+                    Wait::Warpgroup => "waits for the other warps of its warpgroup to issue the same wgmma".to_string(),
                     Wait::Barrier(id) => format!("waits at barrier {id}"),
                     _ => "waits".to_string(),
                 };
@@ -409,6 +416,7 @@ impl<'a> Block<'a> {
         warp.alive &= !mask;
         if warp.alive == 0 {
             self.copies_at_exit(warp);
+            self.stores_at_exit(warp);
         }
     }
 }

@@ -19,7 +19,10 @@ pub mod mbarrier;
 pub mod mma;
 pub mod printf;
 pub mod step;
+pub mod tensor_copy;
 pub mod warp;
+pub mod warpgroup;
+pub mod wgmma;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock};

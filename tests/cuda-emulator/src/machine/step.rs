@@ -86,8 +86,13 @@ impl<'a> Block<'a> {
         }
         loop {
             if warp.pc >= warp.stop {
-                warp.park(Wait::No);
-                warp.schedule();
+                if warp.pc >= warp.meet {
+                    warp.park(Wait::No);
+                    warp.schedule();
+                }
+                if warp.watched && self.watch(warp) {
+                    continue;
+                }
             }
             let pc = warp.pc;
             let inst = &code[pc as usize];
@@ -263,8 +268,11 @@ impl<'a> Block<'a> {
                     set_pred(warp, is.d, value, active);
                     warp.pc += 1;
                 }
-                &Op::Fence { beyond_block } => {
+                &Op::Fence { beyond_block, proxy } => {
                     self.fenced |= beyond_block;
+                    if proxy {
+                        warp.clock.fence_proxy();
+                    }
                     warp.pc += 1;
                 }
                 Op::CopyAsync(copy) => {
@@ -309,6 +317,16 @@ impl<'a> Block<'a> {
                 Op::Mma(mma) => {
                     self.mma(warp, mma, active)?;
                     warp.pc += 1;
+                }
+                Op::Wgmma(op) => {
+                    if !self.wgmma(warp, op, active)? && !self.next_group(warp)? {
+                        return Ok(Pause::Waits);
+                    }
+                }
+                &Op::WgmmaSync(op) => {
+                    if !self.wgmma_sync(warp, op, active)? && !self.next_group(warp)? {
+                        return Ok(Pause::Waits);
+                    }
                 }
                 Op::MapCluster(map) => {
                     self.map_cluster(warp, map, active);
