@@ -38,6 +38,17 @@ fn thread_of(stamp: u32) -> u32 {
     stamp >> 3 & 0x3ff
 }
 
+/// Whether an access with this stamp to memory of the block of a rank is ordered before the next of `lane`.
+#[inline]
+fn ordered(stamp: u32, rank: usize, clock: &Clock, lane: u32) -> bool {
+    let (warp, at) = (warp_of(stamp), stamp >> CLOCK_SHIFT);
+    if stamp & REMOTE != 0 {
+        let rank = lane_of(stamp) as usize;
+        return rank == clock.rank && warp == clock.warp || at <= clock.known(rank, warp);
+    }
+    warp == clock.warp && rank == clock.rank && lane_of(stamp) == lane || at <= clock.known(rank, warp)
+}
+
 /// What a check found at a byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conflict {
@@ -77,17 +88,6 @@ impl SharedShadow {
         clock.now << CLOCK_SHIFT | (clock.warp as u32) << 8 | lane
     }
 
-    /// Whether an access with this stamp is ordered before the next of `lane`.
-    #[inline]
-    fn ordered(&self, stamp: u32, clock: &Clock, lane: u32) -> bool {
-        let (warp, at) = (warp_of(stamp), stamp >> CLOCK_SHIFT);
-        if stamp & REMOTE != 0 {
-            let rank = lane_of(stamp) as usize;
-            return rank == clock.rank && warp == clock.warp || at <= clock.known(rank, warp);
-        }
-        warp == clock.warp && self.rank == clock.rank && lane_of(stamp) == lane || at <= clock.known(self.rank, warp)
-    }
-
     fn conflict(&self, kind: Kind, offset: u32, stamp: u32, several: bool, other_wrote: bool) -> Conflict {
         let remote = stamp & REMOTE != 0;
         let other = (stamp != 0 && !several && !remote).then(|| thread_of(stamp));
@@ -117,19 +117,19 @@ impl SharedShadow {
             }
         }
         if !strong {
-            for i in range {
-                let r = self.read[i];
-                if r & !SEVERAL == mine || r & IN_FLIGHT != 0 {
+            let rank = self.rank;
+            for r in &mut self.read[range] {
+                if *r & !SEVERAL == mine || *r & IN_FLIGHT != 0 {
                     continue;
                 }
-                let several = r & SEVERAL != 0;
-                self.read[i] = if r == 0 || self.ordered(r, clock, if several { 32 } else { lane }) {
+                let several = *r & SEVERAL != 0;
+                *r = if *r == 0 || ordered(*r, rank, clock, if several { 32 } else { lane }) {
                     mine
-                } else if warp_of(r) == warp_of(mine) && (r ^ mine) & REMOTE == 0 {
+                } else if warp_of(*r) == warp_of(mine) && (*r ^ mine) & REMOTE == 0 {
                     mine | SEVERAL
                 } else {
                     // Of two warps' unordered reads the earlier stays: it is the one that a later barrier may miss.
-                    r | SEVERAL
+                    *r | SEVERAL
                 };
             }
         }
@@ -142,7 +142,7 @@ impl SharedShadow {
             Kind::AsyncCopyNotWaited
         } else if w == 0 {
             Kind::UninitializedShared
-        } else if strong || self.ordered(w, clock, lane) {
+        } else if strong || ordered(w, self.rank, clock, lane) {
             return None;
         } else {
             Kind::SharedRace
@@ -214,11 +214,11 @@ impl SharedShadow {
                 conflict = Some(self.conflict(Kind::AsyncCopyNotWaited, at, w, false, true));
             } else if r & IN_FLIGHT != 0 {
                 conflict = Some(self.conflict(Kind::AsyncCopyNotWaited, at, r, false, false));
-            } else if !strong && w != 0 && !self.ordered(w, clock, lane) && !same(at) {
+            } else if !strong && w != 0 && !ordered(w, self.rank, clock, lane) && !same(at) {
                 conflict = Some(self.conflict(Kind::SharedRace, at, w, false, true));
             } else if !strong && r != 0 {
                 let several = r & SEVERAL != 0;
-                if !self.ordered(r, clock, if several { 32 } else { lane }) {
+                if !ordered(r, self.rank, clock, if several { 32 } else { lane }) {
                     conflict = Some(self.conflict(Kind::SharedRace, at, r, several, false));
                 }
             }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::barriers::NamedBarrier;
 use super::mbarrier::{MbarrierState, Objects};
-use super::warp::{Wait, Warp};
+use super::warp::{Group, Wait, Warp};
 use super::warpgroup::Warpgroup;
 use super::{Config, Launch};
 use crate::checks::clock::{Clock, Entries};
@@ -332,11 +332,18 @@ impl<'a> Block<'a> {
         settled
     }
 
-    fn report_deadlock(&mut self) {
+    /// Work done by all warps: a block whose sum stays the same over a turn only waits.
+    pub fn work(&self) -> u64 {
+        self.warps.iter().map(|w| w.work).sum()
+    }
+
+    /// Reports that no thread will ever go on, and what each waits for.
+    pub fn report_deadlock(&mut self) {
         let mut detail = String::new();
         let mut first = None;
         for warp in &self.warps {
-            for group in &warp.others {
+            let running = Group { pc: warp.pc, mask: warp.active, wait: Wait::No };
+            for group in warp.others.iter().chain((warp.active != 0).then_some(&running)) {
                 let line = self.program().code[group.pc as usize].line;
                 let what = match group.wait {
                     Wait::Members(mask) => {
@@ -345,7 +352,9 @@ impl<'a> Block<'a> {
                     }
                     Wait::Warpgroup => "waits for the other warps of its warpgroup to issue the same wgmma".to_string(),
                     Wait::Barrier(id) => format!("waits at barrier {id}"),
-                    _ => "waits".to_string(),
+                    Wait::Cluster => "waits at the cluster barrier".to_string(),
+                    Wait::No => "tests an mbarrier".to_string(),
+                    Wait::Convergence { .. } => "waits".to_string(),
                 };
                 // Lanes at a mask are the cause rather than the consequence: name them first.
                 if first.is_none() || matches!(group.wait, Wait::Members(_)) {
@@ -356,6 +365,7 @@ impl<'a> Block<'a> {
                 }
             }
         }
+        detail += &self.describe_mbarriers();
         let (id, pc, lane) = first.unwrap_or((0, 0, 0));
         let warp = std::mem::take(&mut self.warps[id as usize]);
         self.report(&warp, pc, Fault::new(Kind::Deadlock, lane, detail.trim_start_matches("; ")));

@@ -224,13 +224,15 @@ impl Block<'_> {
     fn store_bulk(&mut self, warp: &mut Warp, op: &Bulk, lane: u32) -> Result<(), Fault> {
         let (pieces, ty) = if let Some(tensor) = &op.tensor {
             let map = self.tensor_map(warp, tensor, lane)?;
-            let (span, at) =
-                self.range(warp, Space::SharedCluster, &op.to, lane, map.rows() * map.pitch(), 128)?;
+            let (span, at) = self.range(warp, Space::SharedCluster, &op.to, lane, map.rows() * map.pitch(), 128)?;
             if span.region != Region::Shared {
                 return Err(Fault::at(Kind::OutOfBounds, lane, at[lane as usize], "the source must be this block's"));
             }
             let from = (at[lane as usize] - span.origin) as u32;
-            (self.write_box(warp, &map, tensor, lane, from, op.reduce.is_some())?, super::tensor_copy::element_type(&map))
+            (
+                self.write_box(warp, &map, tensor, lane, from, op.reduce.is_some())?,
+                super::tensor_copy::element_type(&map),
+            )
         } else {
             let bytes = self.size(warp, op, lane)?;
             let (span, at) = self.range(warp, Space::Shared, &op.from, lane, bytes, 16)?;
@@ -324,7 +326,8 @@ impl Block<'_> {
         for store in &stores {
             self.finish_store(warp, store);
         }
-        let detail = "the thread exits with bulk copies whose source may not have been read: cp.async.bulk.wait_group.read";
+        let detail =
+            "the thread exits with bulk copies whose source may not have been read: cp.async.bulk.wait_group.read";
         self.report(warp, warp.pc, Fault::new(Kind::AsyncCopyNotWaited, stores[0].lane, detail));
     }
 

@@ -13,6 +13,9 @@ use crate::counts::Counters;
 
 /// Turns that a block may wait for others before the next block is started beside it.
 const WAITING_TURNS: u32 = 64;
+/// Turns in which all resident blocks only test mbarriers, after which they are taken to hang. A loop that gives up
+/// after some ten thousand tests has done so by then.
+const IDLE_TURNS: u32 = 1000;
 /// Blocks that a worker keeps in execution when they wait for each other.
 const MAX_RESIDENT: usize = 512;
 
@@ -131,6 +134,7 @@ impl<'a> Worker<'_, 'a> {
     fn work(&mut self, group: u64) -> Vec<crate::checks::Finding> {
         let mut waiting = 0;
         let mut cluster_phase = 0;
+        let (mut idle, mut work) = (0, u64::MAX);
         while !self.launch.abort.load(Ordering::Relaxed) {
             if self.resident.is_empty() {
                 if !self.start(group) {
@@ -170,7 +174,18 @@ impl<'a> Worker<'_, 'a> {
             }
             if progressed {
                 waiting = 0;
+                idle = 0;
                 continue;
+            }
+            // Nothing but tests of mbarriers that fail, turn after turn: they will fail for ever.
+            let now = self.resident.iter().map(Block::work).sum();
+            idle = if now == work { idle + 1 } else { 0 };
+            work = now;
+            if idle > IDLE_TURNS
+                && let Some(block) = self.resident.first_mut()
+            {
+                block.report_deadlock();
+                self.launch.abort.store(true, Ordering::Relaxed);
             }
             waiting += 1;
             if waiting > WAITING_TURNS && group == 1 && self.resident.len() < MAX_RESIDENT && self.start(1) {

@@ -71,9 +71,23 @@ impl Block<'_> {
         }
     }
 
-    /// `mbarrier.*`, lanes in order.
-    pub fn mbarrier(&mut self, warp: &mut Warp, op: &Mbarrier, active: u32) -> Result<(), Fault> {
-        warp.work += 1;
+    /// What the block's barriers wait for, for reports.
+    pub fn describe_mbarriers(&self) -> String {
+        let barriers = lock(&self.mbarriers);
+        let mut open: Vec<_> = barriers.iter().filter(|(_, b)| b.pending < b.expected || b.bytes != 0).collect();
+        open.sort_by_key(|(key, _)| **key);
+        let describe = |((rank, offset), b): (&(u32, u32), &MbarrierState)| {
+            format!(
+                "; mbarrier at shared offset {offset:#x} of block {rank} of the cluster, phase {}: {} of {} arrivals and {} \
+                 transaction bytes missing",
+                b.phase, b.pending, b.expected, b.bytes
+            )
+        };
+        open.into_iter().take(8).map(|(key, b)| describe((key, b))).collect()
+    }
+
+    /// `mbarrier.*`, lanes in order; true if it was a test that failed.
+    pub fn mbarrier(&mut self, warp: &mut Warp, op: &Mbarrier, active: u32) -> Result<bool, Fault> {
         let constants = &self.program().constants;
         let is_state = matches!(op.op, MbarrierOp::PendingCount | MbarrierOp::Test { parity: false });
         let operand = match op.operand {
@@ -86,7 +100,7 @@ impl Block<'_> {
             if let Some(d) = op.dest {
                 set32(warp, d, &out, active);
             }
-            return Ok(());
+            return Ok(false);
         }
         let (mut out, mut done) = ([0u64; 32], 0u32);
         for lane in lanes(active) {
@@ -177,6 +191,9 @@ impl Block<'_> {
             set64(warp, d, &out, active);
         }
         set_pred(warp, op.p, done, active);
-        Ok(())
+        // A test that fails changes nothing: a block that does nothing else hangs.
+        let failed = matches!(op.op, MbarrierOp::Test { .. }) && done == 0;
+        warp.work += u64::from(!failed);
+        Ok(failed)
     }
 }

@@ -75,6 +75,9 @@ pub fn set_pred(warp: &mut Warp, p: Pred, value: u32, mask: u32) {
     }
 }
 
+/// What a failed test of an mbarrier takes from a turn: others should run to make it succeed.
+const FAILED_TEST: i64 = 2000;
+
 impl<'a> Block<'a> {
     /// Runs a warp until no group of it can go on, or its turn is over.
     pub fn run(&mut self, warp: &mut Warp, mut fuel: i64) -> Result<Pause, Fault> {
@@ -288,7 +291,9 @@ impl<'a> Block<'a> {
                     warp.pc += 1;
                 }
                 Op::Mbarrier(op) => {
-                    self.mbarrier(warp, op, active)?;
+                    if self.mbarrier(warp, op, active)? {
+                        fuel -= FAILED_TEST;
+                    }
                     warp.pc += 1;
                 }
                 Op::Bulk(bulk) => {

@@ -87,7 +87,9 @@ impl Block<'_> {
             self.count_row(address, bytes, false);
             let place = (row * row_bytes + first) as usize;
             // SAFETY: `span` checked the bytes; `parts` keeps inside the box.
-            unsafe { plain[place..place + bytes as usize].as_mut_ptr().copy_from(span.host(address, lane), bytes as usize) };
+            unsafe {
+                plain[place..place + bytes as usize].as_mut_ptr().copy_from(span.host(address, lane), bytes as usize)
+            };
         }
         if map.swizzle == Swizzle::None {
             return Ok(vec![(0, plain)]);

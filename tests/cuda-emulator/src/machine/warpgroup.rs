@@ -152,7 +152,11 @@ impl Block<'_> {
         }
         let lane = active.trailing_zeros();
         if warp.alive != u32::MAX {
-            return Err(Fault::new(Kind::DivergentBarrier, lane, "wgmma needs all 32 lanes of the warp: some have exited"));
+            return Err(Fault::new(
+                Kind::DivergentBarrier,
+                lane,
+                "wgmma needs all 32 lanes of the warp: some have exited",
+            ));
         }
         let pc = warp.pc;
         let idle = warp.active & !active;
@@ -253,7 +257,8 @@ impl Block<'_> {
         if (entry.0, entry.1) != (warp.pc, descriptors) {
             let line = program.code[entry.0 as usize].line;
             let what = if entry.0 == warp.pc { "with other descriptors" } else { "another" };
-            let detail = format!("the warps of a warpgroup part: another warp executed {what} wgmma, at PTX line {line}");
+            let detail =
+                format!("the warps of a warpgroup part: another warp executed {what} wgmma, at PTX line {line}");
             return Err(Fault::new(Kind::DivergentBarrier, 0, detail));
         }
         entry.2 |= member;
