@@ -6,6 +6,7 @@ mod common;
 use common::{Bench, Numbers, distance, ways};
 use cuda_emulator::device::Argument;
 use cuda_emulator::memory::tensor_map::{Swizzle, TensorMap};
+use cuda_emulator::numerics::tensor::Accumulation;
 use cuda_emulator::{Config, Finding, Kind, Shape};
 use half::{bf16, f16};
 
@@ -92,6 +93,8 @@ struct Product<'a> {
     sign: f64,
     add: bool,
     gap: usize,
+    /// Where the pattern of both begins, in units of 128 bytes from a multiple of 1024.
+    shift: usize,
 }
 
 /// Runs one wgmma; its result and the f64 product, 64 x n.
@@ -99,8 +102,12 @@ fn run(b: &Bench, p: &Product, start: &[f64], registers_of_a: &[u32]) -> (Vec<u3
     let k = p.a.len() / 64;
     let la = lay(&p.a_bytes, 64, k, p.modes.0, p.majors.0, p.gap);
     let lb = lay(&p.b_bytes, p.n, k, p.modes.1, p.majors.1, p.gap);
-    let mut image = la.image.clone();
+    let mut image = vec![0xee; p.shift * 128];
+    image.extend(&la.image);
+    image.resize(image.len().next_multiple_of(1024) + p.shift * 128, 0xee);
+    let b_at = (image.len()) as i32;
     image.extend(&lb.image);
+    let origin = (p.shift as u64) << 49;
     let half = p.kernel == "wgmma_f16";
     let integer = p.kernel == "wgmma_s8";
     let bits = |v: f64| if integer { v as i32 as u32 } else { (v as f32).to_bits() };
@@ -121,9 +128,9 @@ fn run(b: &Bench, p: &Product, start: &[f64], registers_of_a: &[u32]) -> (Vec<u3
     fragment.resize(512, 0);
     let fragment = b.put(&fragment);
     let shape = Shape::linear(1, 128).shared(image.len() as u32);
-    let (bytes, b_at, add) = (image.len() as i32, la.image.len() as i32, i32::from(p.add));
-    let arguments: [&dyn Argument; 10] =
-        [&image_at, &bytes, &0i32, &b_at, &la.descriptor, &lb.descriptor, &fragment, &old_at, &add, &out];
+    let (bytes, a_at, add) = (image.len() as i32, (p.shift * 128) as i32, i32::from(p.add));
+    let (da, db) = (la.descriptor | origin, lb.descriptor | origin);
+    let arguments: [&dyn Argument; 10] = [&image_at, &bytes, &a_at, &b_at, &da, &db, &fragment, &old_at, &add, &out];
     let outcome = b.clean(p.kernel, shape, &arguments);
     assert_eq!(outcome.counters.tensor_flops, 2 * (64 * p.n * k) as u64);
     let raw: Vec<u32> = b.get(out, registers * 128);
@@ -168,6 +175,7 @@ fn bf16_product(kernel: &str, n: usize, modes: (u32, u32), majors: (bool, bool),
         sign: 1.0,
         add: true,
         gap: 0,
+        shift: 0,
     }
 }
 
@@ -210,6 +218,12 @@ fn wgmma_of_other_widths_strides_signs_and_without_adding() {
         let (got, expected) = run(&b, &p, &start(256), &[]);
         assert!(distance(&floats(&got), &expected) < 1e-5, "n256 {mode}");
     }
+    for (mode, shift) in [(1, 1), (2, 3), (3, 5)] {
+        let mut p = bf16_product("wgmma_bf16_11", 64, (mode, mode), (true, true), 9);
+        p.shift = shift;
+        let (got, expected) = run(&b, &p, &start(64), &[]);
+        assert!(distance(&floats(&got), &expected) < 1e-5, "base offset {shift}");
+    }
     let mut p = bf16_product("wgmma_bf16_negated", 64, (3, 3), (false, false), 9);
     p.sign = -1.0;
     let (got, expected) = run(&b, &p, &start(64), &[]);
@@ -244,7 +258,7 @@ fn wgmma_of_the_other_types() {
         (0..n * k).for_each(|_| b.push(make(false)));
         let (a, a_bytes) = a.into_iter().unzip();
         let (b, b_bytes) = b.into_iter().unzip();
-        Product { kernel, n, a, b, a_bytes, b_bytes, modes: (3, 2), majors, sign: 1.0, add: true, gap: 0 }
+        Product { kernel, n, a, b, a_bytes, b_bytes, modes: (3, 2), majors, sign: 1.0, add: true, gap: 0, shift: 0 }
     };
     let mut source = Numbers(12);
     let mut half = |_| {
@@ -290,6 +304,31 @@ fn wgmma_of_the_other_types() {
     let p = product("wgmma_e4m3", 64, 32, (false, false), &mut fp8);
     let (got, expected) = run(&b, &p, &start(64), &[]);
     assert!(distance(&floats(&got), &expected) < 1e-4);
+}
+
+#[test]
+fn wgmma_sums_as_the_model_says() {
+    for model in [Accumulation::Ampere, Accumulation::Hopper] {
+        let b = bench(Config { accumulation: model, ..Config::default() });
+        let mut p = bf16_product("wgmma_bf16_00", 64, (3, 3), (false, false), 31);
+        // One row of large cancelling terms beside a small one, which the models cut off: 2^-25 beside 1.
+        for l in 0..16 {
+            let (a, w) = if l < 2 { (1.0 - 2.0 * l as f64, 1.0) } else { (2f64.powi(-13), 2f64.powi(-13)) };
+            (p.a[l], p.b[l]) = (a, w);
+            p.a_bytes[l] = bf16::from_f64(a).to_le_bytes().to_vec();
+            p.b_bytes[l] = bf16::from_f64(w).to_le_bytes().to_vec();
+        }
+        p.add = false;
+        let (got, expected) = run(&b, &p, &start(64), &[]);
+        let got = floats(&got);
+        assert!(distance(&got, &expected) < 1e-5, "within what truncation loses");
+        // Fourteen products of 2^-26: gone below 24 or 25 bits in the blocks that hold the ones.
+        let kept = match model {
+            Accumulation::Ampere => 8.0,
+            _ => 0.0,
+        };
+        assert_eq!(f64::from(got[0]), kept * 2f64.powi(-26), "{model:?}");
+    }
 }
 
 const A_OF_MISTAKES: u64 = (256 >> 4) << 32 | (128 >> 4) << 16;
@@ -518,10 +557,12 @@ fn gemm(config: Config, kernel: &str, (m, n, k): (usize, usize, usize), blocks: 
     let arguments: [&dyn Argument; 6] =
         [&bytes_of(&map(dx, m)), &bytes_of(&map(dy, n)), &bytes_of(&c), &(m as i32), &(n as i32), &(k as i32)];
     let outcome = b.run(kernel, shape, &arguments);
+    let wide = |v: &[bf16]| v.iter().map(|v| v.to_f64()).collect::<Vec<_>>();
+    let (x, y) = (wide(&x), wide(&y));
     let mut expected = vec![0f64; m * n];
     for i in 0..m {
         for j in 0..n {
-            expected[i * n + j] = (0..k).map(|l| x[i * k + l].to_f64() * y[j * k + l].to_f64()).sum();
+            expected[i * n + j] = (0..k).map(|l| x[i * k + l] * y[j * k + l]).sum();
         }
     }
     (distance(&b.get::<f32>(dc, m * n), &expected), outcome.findings)

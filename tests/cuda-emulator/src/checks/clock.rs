@@ -23,14 +23,18 @@ impl Entries {
     }
 }
 
+fn raise(into: &mut Row, from: &Row) {
+    for (a, b) in into.iter_mut().zip(from) {
+        *a = (*a).max(*b);
+    }
+}
+
 fn merge(into: &mut Vec<Row>, from: &[Row]) {
     if into.len() < from.len() {
         into.resize(from.len(), [0; 32]);
     }
     for (into, from) in into.iter_mut().zip(from) {
-        for (a, b) in into.iter_mut().zip(from) {
-            *a = (*a).max(*b);
-        }
+        raise(into, from);
     }
 }
 
@@ -43,6 +47,8 @@ pub struct Clock {
     pub warp: usize,
     /// This warp's present clock, from 1.
     pub now: u32,
+    /// What is known of the own block: nearly all questions are about it.
+    own: Row,
     entries: Entries,
 }
 
@@ -50,12 +56,15 @@ impl Clock {
     /// The clock at a warp's start.
     pub fn new(rank: usize, warp: usize) -> Self {
         let entries = Entries { known: vec![[0; 32]; rank + 1], fenced: vec![[0; 32]; rank + 1] };
-        Clock { rank, warp, now: 1, entries }
+        Clock { rank, warp, now: 1, own: [0; 32], entries }
     }
 
     /// The last clock of a warp that is ordered before now.
     #[inline]
     pub fn known(&self, rank: usize, warp: usize) -> u32 {
+        if rank == self.rank {
+            return self.own[warp];
+        }
         self.entries.known.get(rank).map_or(0, |row| row[warp])
     }
 
@@ -68,17 +77,19 @@ impl Clock {
     /// Publishes everything done so far into a synchronisation object and begins a new interval.
     pub fn release(&mut self, object: &mut Entries) {
         self.tick();
+        self.entries.known[self.rank] = self.own;
         object.join(&self.entries);
     }
 
     /// Takes over what a synchronisation object carries.
     pub fn acquire(&mut self, object: &Entries) {
         self.entries.join(object);
+        raise(&mut self.own, &self.entries.known[self.rank]);
     }
 
     /// The lanes of this warp synchronised among themselves.
     pub fn tick(&mut self) {
-        self.entries.known[self.rank][self.warp] = self.now;
+        self.own[self.warp] = self.now;
         self.now += 1;
     }
 
@@ -87,6 +98,7 @@ impl Clock {
     pub fn fence_proxy(&mut self) {
         let Entries { known, fenced } = &mut self.entries;
         merge(fenced, known);
+        raise(&mut fenced[self.rank], &self.own);
         fenced[self.rank][self.warp] = self.now;
         self.now += 1;
     }

@@ -26,6 +26,12 @@ const CLOCK_ZERO: u32 = 1 << 8;
 /// Clock at which stamps must be begun anew ([`SharedShadow::rebase`]).
 pub const LAST_CLOCK: u32 = (1 << CLOCK_BITS) - 0x1_0000;
 
+/// The stamp of an access to memory of the block of a rank.
+fn stamp(rank: usize, clock: &Clock, lane: u32) -> u32 {
+    let lane = if clock.rank == rank { lane << 3 } else { (clock.rank as u32) << 3 | REMOTE };
+    clock.now << CLOCK_SHIFT | (clock.warp as u32) << 8 | lane
+}
+
 fn warp_of(stamp: u32) -> usize {
     (stamp >> 8 & 31) as usize
 }
@@ -47,6 +53,20 @@ fn ordered(stamp: u32, rank: usize, clock: &Clock, lane: u32) -> bool {
         return rank == clock.rank && warp == clock.warp || at <= clock.known(rank, warp);
     }
     warp == clock.warp && rank == clock.rank && lane_of(stamp) == lane || at <= clock.known(rank, warp)
+}
+
+/// The reader to keep of the one before and this one.
+#[inline]
+fn next_reader(r: u32, mine: u32, rank: usize, clock: &Clock, lane: u32) -> u32 {
+    let several = r & SEVERAL != 0;
+    if r == 0 || ordered(r, rank, clock, if several { 32 } else { lane }) {
+        mine
+    } else if warp_of(r) == warp_of(mine) && (r ^ mine) & REMOTE == 0 {
+        mine | SEVERAL
+    } else {
+        // Of two warps' unordered reads the earlier stays: it is the one that a later barrier may miss.
+        r | SEVERAL
+    }
 }
 
 /// What a check found at a byte.
@@ -83,11 +103,6 @@ impl SharedShadow {
         self.rank = rank;
     }
 
-    fn stamp(&self, clock: &Clock, lane: u32) -> u32 {
-        let lane = if clock.rank == self.rank { lane << 3 } else { (clock.rank as u32) << 3 | REMOTE };
-        clock.now << CLOCK_SHIFT | (clock.warp as u32) << 8 | lane
-    }
-
     fn conflict(&self, kind: Kind, offset: u32, stamp: u32, several: bool, other_wrote: bool) -> Conflict {
         let remote = stamp & REMOTE != 0;
         let other = (stamp != 0 && !several && !remote).then(|| thread_of(stamp));
@@ -104,7 +119,7 @@ impl SharedShadow {
     #[inline]
     pub fn read(&mut self, clock: &Clock, lane: u32, offset: u32, n: u32, strong: bool) -> Option<Conflict> {
         let range = offset as usize..(offset + n) as usize;
-        let mine = self.stamp(clock, lane);
+        let mine = stamp(self.rank, clock, lane);
         let mut conflict = None;
         let mut last = mine;
         for (i, &w) in self.written[range.clone()].iter().enumerate() {
@@ -112,7 +127,8 @@ impl SharedShadow {
                 continue;
             }
             last = w;
-            if conflict.is_none() {
+            let settled = w & IN_FLIGHT == 0 && w != 0 && (strong || ordered(w, self.rank, clock, lane));
+            if !settled && conflict.is_none() {
                 conflict = self.judge_read(w, clock, lane, offset + i as u32, strong);
             }
         }
@@ -122,15 +138,7 @@ impl SharedShadow {
                 if *r & !SEVERAL == mine || *r & IN_FLIGHT != 0 {
                     continue;
                 }
-                let several = *r & SEVERAL != 0;
-                *r = if *r == 0 || ordered(*r, rank, clock, if several { 32 } else { lane }) {
-                    mine
-                } else if warp_of(*r) == warp_of(mine) && (*r ^ mine) & REMOTE == 0 {
-                    mine | SEVERAL
-                } else {
-                    // Of two warps' unordered reads the earlier stays: it is the one that a later barrier may miss.
-                    *r | SEVERAL
-                };
+                *r = next_reader(*r, mine, rank, clock, lane);
             }
         }
         conflict
@@ -153,6 +161,9 @@ impl SharedShadow {
     /// A read by the asynchronous proxy: as [`SharedShadow::read`], and what the generic proxy wrote must have passed a
     /// proxy fence.
     pub fn read_async(&mut self, clock: &Clock, lane: u32, offset: u32, n: u32) -> Option<Conflict> {
+        if n == 16 && self.read_chunk(clock, lane, offset as usize) {
+            return None;
+        }
         if let Some(conflict) = self.read(clock, lane, offset, n, false) {
             return Some(conflict);
         }
@@ -170,15 +181,33 @@ impl SharedShadow {
         None
     }
 
+    /// Reads 16 bytes by the asynchronous proxy; false if they have several histories or a conflict, and nothing was done.
+    fn read_chunk(&mut self, clock: &Clock, lane: u32, at: usize) -> bool {
+        let (written, read) = (&self.written[at..at + 16], &mut self.read[at..at + 16]);
+        let (w, r) = (written[0], read[0]);
+        let seen = w & ASYNC != 0 || w & REMOTE == 0 && w >> CLOCK_SHIFT <= clock.fenced(self.rank, warp_of(w));
+        if !seen || w == 0 || (w | r) & IN_FLIGHT != 0 || !ordered(w, self.rank, clock, lane) {
+            return false;
+        }
+        if written.iter().any(|x| *x != w) || read.iter().any(|x| *x != r) {
+            return false;
+        }
+        let mine = stamp(self.rank, clock, lane);
+        if r & !SEVERAL != mine {
+            read.fill(next_reader(r, mine, self.rank, clock, lane));
+        }
+        true
+    }
+
     /// Marks bytes as the source of a copy that has not been waited for.
     pub fn begin_source(&mut self, clock: &Clock, lane: u32, offset: u32, n: u32) {
-        let mine = self.stamp(clock, lane) | IN_FLIGHT;
+        let mine = stamp(self.rank, clock, lane) | IN_FLIGHT;
         self.read[offset as usize..(offset + n) as usize].fill(mine);
     }
 
     /// The copy has read its source: from now on that is a read of the thread that waited.
     pub fn end_source(&mut self, clock: &Clock, lane: u32, offset: u32, n: u32) {
-        let mine = self.stamp(clock, lane);
+        let mine = stamp(self.rank, clock, lane);
         for r in &mut self.read[offset as usize..(offset + n) as usize] {
             *r = if *r & IN_FLIGHT != 0 { mine } else { *r };
         }
@@ -196,7 +225,7 @@ impl SharedShadow {
         same: impl Fn(u32) -> bool,
     ) -> Option<Conflict> {
         let range = offset as usize..(offset + n) as usize;
-        let mine = self.stamp(clock, lane);
+        let mine = stamp(self.rank, clock, lane);
         let mut conflict = None;
         let (mut last_w, mut last_r) = (mine, 0);
         for i in range {
@@ -237,13 +266,13 @@ impl SharedShadow {
 
     /// A copy has been waited for: from now on it is a write of this thread.
     pub fn end_copy(&mut self, clock: &Clock, lane: u32, offset: u32, n: u32) {
-        let mine = self.stamp(clock, lane);
+        let mine = stamp(self.rank, clock, lane);
         self.written[offset as usize..(offset + n) as usize].fill(mine);
     }
 
     /// The same for a copy by the asynchronous proxy, whose writes need no proxy fence to be read by it.
     pub fn end_bulk(&mut self, clock: &Clock, lane: u32, offset: u32, n: u32) {
-        let mine = self.stamp(clock, lane) | ASYNC;
+        let mine = stamp(self.rank, clock, lane) | ASYNC;
         self.written[offset as usize..(offset + n) as usize].fill(mine);
     }
 

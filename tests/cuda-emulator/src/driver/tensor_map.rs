@@ -23,7 +23,7 @@ unsafe fn put(to: *mut c_void, map: &TensorMap) -> u32 {
 driver_calls! { lookup:
     fn cuTensorMapEncodeTiled(map: *mut c_void, data_type: c_uint, rank: c_uint, address: u64, dims: *const u64, strides: *const u64, box_dims: *const u32, element_strides: *const u32, interleave: c_uint, swizzle: c_uint, _promotion: c_uint, fill: c_uint) |_d| {
         let rank = rank as usize;
-        if map.is_null() || map as usize % 64 != 0 || dims.is_null() || box_dims.is_null() || element_strides.is_null()
+        if map.is_null() || !(map as usize).is_multiple_of(64) || dims.is_null() || box_dims.is_null() || element_strides.is_null()
             || !(1..=5).contains(&rank) || strides.is_null() && rank > 1
         {
             return error::INVALID_VALUE;

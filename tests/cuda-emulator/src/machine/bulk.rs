@@ -118,7 +118,7 @@ impl Block<'_> {
     /// Bytes of a plain copy.
     fn size(&self, warp: &Warp, op: &Bulk, lane: u32) -> Result<u32, Fault> {
         let bytes = lanes32(warp, &self.program().constants, op.bytes)[lane as usize];
-        if bytes % 16 != 0 {
+        if !bytes.is_multiple_of(16) {
             let detail = format!("a bulk copy of {bytes} bytes: the size must be a multiple of 16");
             return Err(Fault::new(Kind::Misaligned, lane, detail));
         }
@@ -141,7 +141,8 @@ impl Block<'_> {
         };
         let (span, at) = self.range(warp, Space::SharedCluster, &op.to, lane, bytes, align)?;
         let offset = (at[lane as usize] - span.origin) as u32;
-        let key = self.mbarrier_key(warp, Space::SharedCluster, barrier, lane)?;
+        let barrier_at = addresses(warp, &self.program().constants, barrier);
+        let key = self.mbarrier_key(warp, Space::SharedCluster, &barrier_at, lane)?;
         self.count_bulk_shared(chunks.iter().map(|(_, data)| data.len() as u64).sum());
         let own = self.cluster_rank();
         let targets = match op.multicast {

@@ -26,14 +26,13 @@ pub fn run(launch: &Launch<'_>) -> Outcome {
     let cluster: u64 = launch.cluster.iter().map(|n| u64::from(*n)).product();
     let config = launch.config;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let together = launch.cooperative || cluster > 1;
     let workers = match config.threads {
-        _ if together => 1,
+        _ if launch.cooperative => 1,
         0 if launch.program.order_matters => 1,
         0 => cores,
         n => n,
     };
-    let workers = (workers as u64).min(blocks).max(1);
+    let workers = (workers as u64).min(blocks / cluster).max(1);
     let next = AtomicU64::new(0);
     let outcome = Mutex::new(Outcome::default());
     let order = Order::new(blocks, cluster, launch);

@@ -13,7 +13,7 @@ use super::step::{lanes32, lanes64, set_pred, set32, set64};
 use super::warp::{Warp, lanes};
 use crate::checks::clock::Entries;
 use crate::checks::{Fault, Kind};
-use crate::program::{Address, Mbarrier, MbarrierOp};
+use crate::program::{Mbarrier, MbarrierOp};
 use crate::ptx::types::Space;
 
 /// One object.
@@ -57,12 +57,11 @@ impl Block<'_> {
         &mut self,
         warp: &mut Warp,
         space: Space,
-        address: &Address,
+        at: &[u64; 32],
         lane: u32,
     ) -> Result<(u32, u32), Fault> {
-        let at = addresses(warp, &self.program().constants, address);
-        self.aligned(&at, 1 << lane, 8)?;
-        let span = self.span(warp, space, &at, 1 << lane, 8)?;
+        self.aligned(at, 1 << lane, 8)?;
+        let span = self.span(warp, space, at, 1 << lane, 8)?;
         let offset = (at[lane as usize] - span.origin) as u32;
         match span.region {
             Region::Shared => Ok((self.cluster_rank(), offset)),
@@ -102,10 +101,20 @@ impl Block<'_> {
             }
             return Ok(false);
         }
+        let at = addresses(warp, constants, &op.address);
+        let is_test = matches!(op.op, MbarrierOp::Test { .. });
         let (mut out, mut done) = ([0u64; 32], 0u32);
+        let mut before = None;
         for lane in lanes(active) {
             let i = lane as usize;
-            let key = self.mbarrier_key(warp, op.space, &op.address, lane)?;
+            // Lanes that ask the same get the same answer.
+            if let Some(j) = before.filter(|j: &usize| is_test && (at[*j], operand[*j]) == (at[i], operand[i])) {
+                out[i] = out[j];
+                done |= (done >> j & 1) << lane;
+                continue;
+            }
+            before = Some(i);
+            let key = self.mbarrier_key(warp, op.space, &at, lane)?;
             if op.op == MbarrierOp::Init {
                 let count = operand[i] as u32;
                 let state = MbarrierState { expected: count, pending: count, ..MbarrierState::default() };
@@ -118,7 +127,7 @@ impl Block<'_> {
                 }
                 continue;
             }
-            if matches!(op.op, MbarrierOp::Test { .. }) {
+            if is_test {
                 self.polled = true;
                 self.land_bulk(key);
             }
@@ -192,7 +201,7 @@ impl Block<'_> {
         }
         set_pred(warp, op.p, done, active);
         // A test that fails changes nothing: a block that does nothing else hangs.
-        let failed = matches!(op.op, MbarrierOp::Test { .. }) && done == 0;
+        let failed = is_test && done == 0;
         warp.work += u64::from(!failed);
         Ok(failed)
     }

@@ -18,6 +18,7 @@ pub mod matrix;
 pub mod mbarrier;
 pub mod mma;
 pub mod printf;
+pub mod report;
 pub mod step;
 pub mod tensor_copy;
 pub mod warp;

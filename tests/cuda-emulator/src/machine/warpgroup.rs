@@ -128,13 +128,16 @@ impl Block<'_> {
                 dirty[reg.0 as usize] = true;
             },
         );
-        if (read || written) && self.config().check {
+        if read || written {
             self.report_touch(warp, active, written);
         }
         false
     }
 
     fn report_touch(&mut self, warp: &Warp, active: u32, written: bool) {
+        if !self.config().check {
+            return;
+        }
         let verb = if written { "writes" } else { "reads" };
         let detail = format!("this instruction {verb} a register of a wgmma that has not been waited for (wait_group)");
         self.report(warp, warp.pc, Fault::new(Kind::WgmmaNotWaited, active.trailing_zeros(), detail));

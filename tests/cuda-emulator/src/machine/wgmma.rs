@@ -141,7 +141,7 @@ impl Block<'_> {
         self.counters.tensor_flops += flops;
         self.counters.tensor_by_kind[kind as usize] += flops;
         let a = if matches!(op.a, WgmmaA::Descriptor(_)) { 16 * 32 } else { 0 };
-        let b = if warp.id % 4 == 0 { op.n as u64 * 32 } else { 0 };
+        let b = if warp.id.is_multiple_of(4) { op.n as u64 * 32 } else { 0 };
         self.count_bulk_shared(a + b);
     }
 
@@ -237,14 +237,12 @@ impl Block<'_> {
                 }
             } else {
                 let block = if op.a_type == Type::TF32 { 4 } else { 8 };
-                for row in 0..16 {
-                    for column in 0..8 {
-                        let products: [f64; MAX_K] = std::array::from_fn(|i| operands.a[row][i] * b[i][column]);
-                        let old = read(row, column);
-                        let old = if per == 4 { f32::from_bits(old) } else { f16_to_f32(old as u16) };
-                        let sum = accumulate(model, &products[..op.k], old, block);
-                        write(row, column, if per == 4 { sum.to_bits() } else { u32::from(f32_to_f16(sum)) });
-                    }
+                for (row, column) in (0..16).flat_map(|row| (0..8).map(move |column| (row, column))) {
+                    let products: [f64; MAX_K] = std::array::from_fn(|i| operands.a[row][i] * b[i][column]);
+                    let old = read(row, column);
+                    let old = if per == 4 { f32::from_bits(old) } else { f16_to_f32(old as u16) };
+                    let sum = accumulate(model, &products[..op.k], old, block);
+                    write(row, column, if per == 4 { sum.to_bits() } else { u32::from(f32_to_f16(sum)) });
                 }
             }
             for (reg, values) in registers.iter().zip(&new) {

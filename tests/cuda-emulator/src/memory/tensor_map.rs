@@ -124,13 +124,13 @@ impl TensorMap {
         if self.element() == 0 {
             return Some(format!("data type {} is not supported", self.data_type));
         }
-        if self.address % 16 != 0 {
+        if !self.address.is_multiple_of(16) {
             return Some(format!("address {:#x} is not a multiple of 16", self.address));
         }
         if let Some(n) = self.dims.iter().find(|n| **n == 0 || **n > 1 << 32) {
             return Some(format!("a dimension of {n} elements: 1 to 2^32"));
         }
-        if let Some(n) = self.strides.iter().find(|n| **n % 16 != 0 || **n >= 1 << 40) {
+        if let Some(n) = self.strides.iter().find(|n| !n.is_multiple_of(16) || **n >= 1 << 40) {
             return Some(format!("a stride of {n} bytes: multiples of 16 below 2^40"));
         }
         if let Some(n) = self.box_dims.iter().find(|n| !(1..=256).contains(*n)) {
@@ -140,7 +140,7 @@ impl TensorMap {
             return Some(format!("an element stride of {n}: 1 to 8"));
         }
         let row = self.row_bytes();
-        if row % 16 != 0 {
+        if !row.is_multiple_of(16) {
             return Some(format!("rows of the box have {row} bytes: a multiple of 16 is needed"));
         }
         if self.swizzle != Swizzle::None && row > self.swizzle.span() {
@@ -221,10 +221,10 @@ impl TensorMap {
         'rows: for row in 0..self.rows() {
             let mut rest = row;
             let mut address = self.address.wrapping_add_signed((first + low) * element);
-            for d in 1..self.dims.len() {
+            for (d, coordinate) in coordinates.iter().enumerate().skip(1) {
                 let index = rest % self.count(d) * self.element_strides[d];
                 rest /= self.count(d);
-                let at = i64::from(coordinates[d]) + i64::from(index);
+                let at = i64::from(*coordinate) + i64::from(index);
                 if at < 0 || at >= self.dims[d] as i64 {
                     continue 'rows;
                 }
@@ -264,7 +264,7 @@ mod tests {
         // 128B: chunk c of row r of 128 bytes goes to chunk c xor (r mod 8).
         for row in 0..16 {
             for chunk in 0..8 {
-                let to = row * 128 + (chunk ^ row % 8) * 16;
+                let to = row * 128 + (chunk ^ (row % 8)) * 16;
                 assert_eq!(Swizzle::B128.apply(row * 128 + chunk * 16 + 5, 0), to + 5);
             }
         }
