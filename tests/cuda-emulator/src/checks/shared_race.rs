@@ -134,11 +134,15 @@ impl SharedShadow {
         }
         if !strong {
             let rank = self.rank;
+            // Bytes of one access nearly always have one history.
+            let (mut last, mut next) = (mine, mine);
             for r in &mut self.read[range] {
-                if *r & !SEVERAL == mine || *r & IN_FLIGHT != 0 {
-                    continue;
+                if *r != last {
+                    last = *r;
+                    let keeps = last & !SEVERAL == mine || last & IN_FLIGHT != 0;
+                    next = if keeps { last } else { next_reader(last, mine, rank, clock, lane) };
                 }
-                *r = next_reader(*r, mine, rank, clock, lane);
+                *r = next;
             }
         }
         conflict
