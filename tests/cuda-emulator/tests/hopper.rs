@@ -393,6 +393,33 @@ fn wgmma_that_cannot_be_is_refused() {
     }
 }
 
+#[test]
+fn accumulators_may_be_renamed_while_in_flight() {
+    // Two products into the same sums, with a move between them, as compilers write loops.
+    let text = ".version 8.0\n.target sm_90a\n.address_size 64\n.entry k(.param .u64 out) {\n\
+        .reg .b64 d, o;\n.reg .b32 t, v;\n.reg .f32 f<4>, g<4>, h<4>;\n.shared .align 128 .b8 s[3072];\n\
+        mov.u32 t, %tid.x;\nshl.b32 t, t, 2;\nmov.b32 v, 0x3f803f80;\nst.shared.b32 [t], v;\n\
+        st.shared.b32 [t+512], v;\nst.shared.b32 [t+1024], v;\nst.shared.b32 [t+1536], v;\nst.shared.b32 [t+2048], v;\n\
+        st.shared.b32 [t+2560], v;\nfence.proxy.async;\nbar.sync 0;\n\
+        mov.b64 d, 0x0000001000080000;\nmov.f32 f0, 0f3F800000;\nmov.f32 f1, f0;\nmov.f32 f2, f0;\nmov.f32 f3, f0;\n\
+        wgmma.fence.sync.aligned;\n\
+        wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {f0,f1,f2,f3}, d, d, 1, 1, 1, 0, 0;\n\
+        mov.f32 g0, f0;\nmov.f32 g1, f1;\nmov.f32 g2, f2;\nmov.f32 g3, f3;\n\
+        wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {g0,g1,g2,g3}, d, d, 1, 1, 1, 0, 0;\n\
+        wgmma.commit_group.sync.aligned;\nmov.f32 h0, g0;\nwgmma.wait_group.sync.aligned 0;\n\
+        ld.param.u64 o, [out];\ncvt.u64.u32 d, t;\nadd.u64 o, o, d;\nst.global.f32 [o], h0;\nst.global.f32 [o+512], g3;\n\
+        ret;\n}";
+    for mut config in ways() {
+        for check in [true, false] {
+            config.check = check;
+            let b = Bench::from_text(text, "H100", config.clone());
+            let out = b.empty(1024);
+            b.clean("k", Shape::linear(1, 128), &[&out]);
+            assert_eq!(b.get::<f32>(out, 256), [33f32; 256]);
+        }
+    }
+}
+
 fn bytes_of(map: &TensorMap) -> Vec<u8> {
     map.encode().unwrap().to_vec()
 }

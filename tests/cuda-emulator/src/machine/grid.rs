@@ -176,7 +176,7 @@ impl<'a> Worker<'_, 'a> {
                 idle = 0;
                 continue;
             }
-            // Nothing but tests of mbarriers that fail, turn after turn: they will fail for ever.
+            // Nothing but tests of mbarriers that fail, turn after turn: they will fail for ever, and no other block can help.
             let now = self.resident.iter().map(Block::work).sum();
             idle = if now == work { idle + 1 } else { 0 };
             work = now;
@@ -186,7 +186,7 @@ impl<'a> Worker<'_, 'a> {
                 block.report_deadlock();
                 self.launch.abort.store(true, Ordering::Relaxed);
             }
-            waiting += 1;
+            waiting += u32::from(idle == 0);
             if waiting > WAITING_TURNS && group == 1 && self.resident.len() < MAX_RESIDENT && self.start(1) {
                 waiting = 0;
             }

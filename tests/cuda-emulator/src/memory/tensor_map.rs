@@ -5,6 +5,8 @@
 
 /// Bytes of a map.
 pub const BYTES: usize = 128;
+/// Largest box, bytes: more than any card's shared memory.
+const MAX_BOX: u64 = 1 << 20;
 const MAGIC: u32 = 0x50414d54;
 
 /// How 16-byte chunks of shared memory are exchanged: the bits of the address above the chunk, by the bits from 7 up.
@@ -139,6 +141,10 @@ impl TensorMap {
         if let Some(n) = self.element_strides.iter().find(|n| !(1..=8).contains(*n)) {
             return Some(format!("an element stride of {n}: 1 to 8"));
         }
+        let bytes = self.box_dims.iter().map(|n| u64::from(*n)).product::<u64>() * u64::from(self.element());
+        if bytes > MAX_BOX {
+            return Some(format!("a box of {bytes} bytes: no shared memory has that much"));
+        }
         let row = self.row_bytes();
         if !row.is_multiple_of(16) {
             return Some(format!("rows of the box have {row} bytes: a multiple of 16 is needed"));
@@ -256,6 +262,7 @@ mod tests {
         assert!(refused(|m| m.box_dims[0] = 72).contains("swizzle allows 128"));
         assert!(refused(|m| m.box_dims[0] = 4).contains("8 bytes"));
         assert!(refused(|m| m.box_dims[1] = 257).contains("256"));
+        assert!(refused(|m| m.box_dims = vec![64, 256, 256]).contains("shared memory"));
         assert!(refused(|m| m.data_type = 14).contains("data type"));
     }
 
