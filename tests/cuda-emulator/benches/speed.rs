@@ -1,5 +1,5 @@
 //! Speed of the machine: thread instructions a second on the tiled GEMM with checks off and on, one thread and all; flops a
-//! second of `mma.sync`. `cargo bench -p cuda-emulator`
+//! second of `mma.sync` and of `wgmma`. `cargo bench -p cuda-emulator`
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use common::{Bench, Numbers};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use cuda_emulator::memory::tensor_map::{Swizzle, TensorMap};
 use cuda_emulator::program::Class;
 use cuda_emulator::{Config, Shape};
 
@@ -68,5 +69,31 @@ fn tensor(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, tiled, tensor);
+fn hopper(c: &mut Criterion) {
+    let (m, n, k) = (128usize, 128usize, 512usize);
+    let (x, y) = (Numbers(3).bf16(m * k), Numbers(4).bf16(n * k));
+    let shape = Shape::linear(4, 160).shared(2 * 2 * 8192 + 16384);
+    let path = format!("{}/tests/kernels/hopper.ptx", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut group = c.benchmark_group("gemm of wgmma and tensor maps, flops");
+    group
+        .throughput(Throughput::Elements(2 * (m * n * k) as u64))
+        .sample_size(10)
+        .measurement_time(Duration::from_secs(2))
+        .warm_up_time(Duration::from_millis(300));
+    for (name, check) in [("checks off, 1 thread", false), ("checks on, 1 thread", true)] {
+        let b = Bench::from_text(&text, "H100", config(check, 1));
+        let (dx, dy, dz) = (b.put(&x), b.put(&y), b.empty(m * n * 4));
+        let map = |address, rows: usize| TensorMap::packed(9, address, &[k as u64, rows as u64], &[64, 64]);
+        let a = map(dx, m).swizzled(Swizzle::B128).encode().unwrap().to_vec();
+        let w = map(dy, n).swizzled(Swizzle::B128).encode().unwrap().to_vec();
+        let z = TensorMap::packed(7, dz, &[n as u64, m as u64], &[64, 64]).encode().unwrap().to_vec();
+        group.bench_function(BenchmarkId::from_parameter(name), |bench| {
+            bench.iter(|| b.clean("gemm_0", shape, &[&a, &w, &z, &(m as i32), &(n as i32), &(k as i32)]));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, tiled, tensor, hopper);
 criterion_main!(benches);

@@ -26,6 +26,9 @@ pub enum Kind {
     Timeout,
     IllegalInstruction,
     InvalidBarrier,
+    MissingProxyFence,
+    WgmmaNotWaited,
+    MissingWgmmaFence,
 }
 
 impl Kind {
@@ -67,6 +70,9 @@ impl Kind {
             Kind::Timeout => "time limit exceeded",
             Kind::IllegalInstruction => "illegal instruction",
             Kind::InvalidBarrier => "invalid mbarrier use",
+            Kind::MissingProxyFence => "missing fence.proxy.async",
+            Kind::WgmmaNotWaited => "wgmma register touched before its wait",
+            Kind::MissingWgmmaFence => "missing wgmma.fence",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `cp.async`, bulk copies, `mbarrier`.
 
 use super::builder::Builder;
-use crate::program::{Address, Bulk, BulkOp, Class, CopyAsync, Mbarrier, MbarrierOp, Op, Pred, Reg};
+use crate::program::{Address, AtomicOp, Bulk, BulkOp, Class, CopyAsync, Mbarrier, MbarrierOp, Op, Pred, Reg};
 use crate::ptx::Error;
 use crate::ptx::ast::{Instruction, Operand};
 use crate::ptx::types::{Space, Type};
@@ -74,34 +74,92 @@ impl<'m> Builder<'m> {
             from: none,
             bytes: Reg::NONE,
             barrier: None,
-            coordinates: vec![],
+            tensor: None,
             multicast: None,
+            reduce: None,
         };
-        let spaces: Vec<Space> = i.opcode[1..].iter().filter_map(|m| Space::parse(m)).collect();
+        let refused = ["im2col", "tile::gather4", "tile::scatter4", "cp_mask", "im2col::w", "im2col::w::128"];
+        if refused.iter().any(|m| i.has(m)) {
+            return Err(self.unknown(i));
+        }
+        let tensor = i.has("tensor");
         if i.has("commit_group") {
             bulk.op = BulkOp::Commit;
         } else if i.has("wait_group") {
             bulk.op = BulkOp::Wait(self.count(i, 0)?);
         } else if i.has("prefetch") {
             bulk.op = BulkOp::Prefetch;
-        } else if i.has("tensor") || i.has("reduce") || i.has("multicast::cluster") || i.has("cp_mask") {
-            return Err(self.unknown(i));
         } else {
-            bulk.to = self.place(i, 0, Space::SharedCluster)?.0;
-            bulk.from = self.place(i, 1, Space::Global)?.0;
-            bulk.bytes = self.source_at(i, 2, Type::U32)?;
+            let spaces: Vec<Space> = i.opcode[1..].iter().filter_map(|m| Space::parse(m)).collect();
             bulk.op = match spaces[..] {
                 [Space::Shared | Space::SharedCluster, Space::Global] => BulkOp::ToShared,
-                [Space::SharedCluster, Space::Shared] => BulkOp::ToCluster,
+                [Space::SharedCluster, Space::Shared] if !tensor => BulkOp::ToCluster,
                 [Space::Global, Space::Shared] => BulkOp::ToGlobal,
                 _ => return Err(self.unknown(i)),
             };
-            if bulk.op != BulkOp::ToGlobal {
-                bulk.barrier = Some(self.place(i, 3, Space::SharedCluster)?.0);
+            // With a tensor map: to shared [place], [map], [barrier]; to global [map], [place].
+            let store = bulk.op == BulkOp::ToGlobal;
+            let mut next = 2;
+            if tensor {
+                bulk.to = self.place(i, usize::from(store), Space::SharedCluster)?.0;
+                bulk.tensor = Some(self.tensor(i, usize::from(!store))?);
+            } else {
+                let destination = if store { Space::Global } else { Space::SharedCluster };
+                bulk.to = self.place(i, 0, destination)?.0;
+                let source = if bulk.op == BulkOp::ToShared { Space::Global } else { Space::Shared };
+                bulk.from = self.place(i, 1, source)?.0;
+                bulk.bytes = self.source_at(i, 2, Type::U32)?;
+                next = 3;
+            }
+            if !store {
+                bulk.barrier = Some(self.place(i, next, Space::SharedCluster)?.0);
+                next += 1;
+            }
+            if i.has("multicast::cluster") {
+                bulk.multicast = Some(self.source_at(i, next, Type::U16)?);
+            }
+            if i.opcode[1] == "reduce" {
+                let op = [
+                    ("add", AtomicOp::Add),
+                    ("min", AtomicOp::Min),
+                    ("max", AtomicOp::Max),
+                    ("and", AtomicOp::And),
+                    ("or", AtomicOp::Or),
+                    ("xor", AtomicOp::Xor),
+                    ("inc", AtomicOp::Increment),
+                    ("dec", AtomicOp::Decrement),
+                ];
+                let op = op.iter().find(|(m, _)| i.has(m)).ok_or_else(|| self.unknown(i))?.1;
+                let ty = i.types().last().copied();
+                if !store || tensor == ty.is_some() || ty.is_some_and(|t| t.bytes() < 2 || t.bytes() > 8) {
+                    return Err(self.unknown(i));
+                }
+                bulk.reduce = Some((op, ty));
+                self.program.order_matters = true;
             }
         }
         self.emit(Op::Bulk(Box::new(bulk)));
         Ok(Class::AsyncCopy)
+    }
+
+    /// `[map, {coordinates}]`, as many of them as the instruction has dimensions.
+    fn tensor(&mut self, i: &'m Instruction, n: usize) -> Result<(Address, Space, Vec<Reg>), Error> {
+        let Operand::MemoryParts(parts) = self.operand_at(i, n)? else { return Err(self.unknown(i)) };
+        let [map, coordinates] = &parts[..] else { return Err(self.unknown(i)) };
+        let (address, space) = self.memory(&Operand::Memory(Box::new(map.clone()), 0))?;
+        let coordinates: Vec<&Operand> = match coordinates {
+            Operand::Vector(all) => all.iter().collect(),
+            one => vec![one],
+        };
+        let rank = (1..=5).find(|d| i.has(&format!("{d}d"))).ok_or_else(|| self.unknown(i))?;
+        if coordinates.len() != rank {
+            return Err(self.error(format!("{} coordinates where `{rank}d` needs {rank}", coordinates.len())));
+        }
+        let mut registers = Vec::new();
+        for coordinate in coordinates {
+            registers.push(self.source(coordinate, Type::S32)?);
+        }
+        Ok((address, space.unwrap_or(Space::Generic), registers))
     }
 
     /// `mbarrier.*`.

@@ -414,6 +414,7 @@ impl<'m> Builder<'m> {
             "mbarrier" => self.mbarrier(i),
             "bar" | "barrier" => self.barrier(i),
             "shfl" | "vote" | "match" | "redux" | "elect" | "activemask" => self.collective(i),
+            "wgmma" => self.wgmma(i),
             "ldmatrix" | "stmatrix" | "mma" => self.matrix(i),
             "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" => self.control(i),
             _ => Err(self.unknown(i)),

@@ -136,7 +136,8 @@ impl<'m> Builder<'m> {
         let (address, space) = self.place(i, at, i.space())?;
         // Release before, acquire after: with a scope beyond the block this block synchronises with others.
         if i.has("acq_rel") || i.has("acquire") || i.has("release") {
-            self.emit(Op::Fence { beyond_block: !i.has("cta") && space != Space::Shared });
+            let beyond_block = !i.has("cta") && space != Space::Shared;
+            self.emit(Op::Fence { beyond_block, proxy: false });
         }
         let operands: Vec<&Operand> = match self.operand_at(i, at + 1)? {
             Operand::Vector(parts) => parts.iter().collect(),
@@ -200,7 +201,8 @@ impl<'m> Builder<'m> {
         }
         let beyond_block = ["gl", "gpu", "sys"].iter().any(|m| i.has(m));
         self.program.order_matters |= beyond_block;
-        self.emit(Op::Fence { beyond_block });
+        let proxy = i.has("proxy") && i.opcode[1..].iter().any(|m| m.starts_with("async"));
+        self.emit(Op::Fence { beyond_block, proxy });
         Ok(Class::Barrier)
     }
 

@@ -17,6 +17,7 @@ pub mod moves;
 pub mod operands;
 pub mod placement;
 pub mod warp;
+pub mod wgmma;
 
 use std::collections::HashMap;
 

@@ -21,7 +21,7 @@ impl<'m> Builder<'m> {
             if !arrive && !wait {
                 return Err(self.unknown(i));
             }
-            self.emit(Op::ClusterBarrier { arrive, wait });
+            self.emit(Op::ClusterBarrier { arrive, wait, relaxed: i.has("relaxed") });
             return Ok(Class::Barrier);
         }
         let aligned = i.opcode[0] == "bar" || i.has("aligned");
@@ -229,7 +229,7 @@ impl<'m> Builder<'m> {
     }
 }
 
-fn parse_shape(text: &str) -> Option<(usize, usize, usize)> {
+pub(super) fn parse_shape(text: &str) -> Option<(usize, usize, usize)> {
     let (m, rest) = text.strip_prefix('m')?.split_once('n')?;
     let (n, k) = rest.split_once('k')?;
     Some((m.parse().ok()?, n.parse().ok()?, k.parse().ok()?))

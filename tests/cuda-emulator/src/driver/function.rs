@@ -21,7 +21,7 @@ impl Driver {
     }
 
     /// Blocks of a kernel that one multiprocessor holds, by threads and shared memory; registers are not known.
-    fn occupancy(&self, function: &Function, threads: u32, dynamic: usize) -> u32 {
+    pub(super) fn occupancy(&self, function: &Function, threads: u32, dynamic: usize) -> u32 {
         let card = self.device.card;
         if threads == 0 || threads > 1024 {
             return 0;

@@ -1,9 +1,9 @@
 //! Launches: the checks a driver makes, the run, and what becomes of its findings.
 
-use std::ffi::{c_uint, c_void};
+use std::ffi::{c_int, c_uint, c_void};
 
 use super::stream::enqueue;
-use super::{Driver, Function, Handle, driver_calls, error, lock};
+use super::{Driver, Function, Handle, driver_calls, error, lock, store};
 use crate::Shape;
 use crate::counts::report;
 
@@ -24,6 +24,23 @@ pub struct LaunchAttribute {
     id: c_uint,
     pad: c_uint,
     value: [c_uint; 16],
+}
+
+impl LaunchConfig {
+    /// The shape of the launch, its attributes included.
+    unsafe fn shape(&self) -> Shape {
+        let mut shape = Shape { grid: self.grid, block: self.block, dynamic_shared: self.shared, ..Shape::default() };
+        for i in 0..self.count as usize {
+            // SAFETY: the caller gives as many attributes as it counts.
+            let a = unsafe { &*self.attributes.add(i) };
+            match a.id {
+                2 => shape.cooperative = a.value[0] != 0,
+                4 => shape.cluster = [a.value[0], a.value[1], a.value[2]],
+                _ => {}
+            }
+        }
+        shape
+    }
 }
 
 impl Driver {
@@ -146,15 +163,22 @@ driver_calls! { lookup:
             return error::INVALID_VALUE;
         }
         let c = &*config;
-        let mut shape = Shape { grid: c.grid, block: c.block, dynamic_shared: c.shared, ..Shape::default() };
-        for i in 0..c.count as usize {
-            let a = &*c.attributes.add(i);
-            match a.id {
-                2 => shape.cooperative = a.value[0] != 0,
-                4 => shape.cluster = [a.value[0], a.value[1], a.value[2]],
-                _ => {}
-            }
+        d.launch(f, c.shape(), c.stream, params, extra)
+    }
+    fn cuOccupancyMaxActiveClusters(n: *mut c_int, function: Handle, config: *const LaunchConfig) |d| {
+        if config.is_null() {
+            return error::INVALID_VALUE;
         }
-        d.launch(f, shape, c.stream, params, extra)
+        let Some(f) = d.function(function) else { return error::INVALID_HANDLE };
+        let shape = (*config).shape();
+        let cluster = [shape.cluster, f.cluster, f.program.required_cluster.unwrap_or([1; 3])];
+        let cluster = cluster.into_iter().find(|c| c[0] > 0).unwrap_or([1; 3]);
+        let shape = Shape { grid: cluster, ..shape };
+        if d.device.limits(&f.program, shape, cluster).is_some() {
+            return store(n, 0);
+        }
+        let threads = shape.block.iter().product();
+        let blocks = d.occupancy(&f, threads, shape.dynamic_shared as usize) * d.device.card.sm_count;
+        store(n, (blocks / cluster.iter().product::<u32>()) as c_int)
     }
 }

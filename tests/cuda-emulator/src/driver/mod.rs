@@ -17,6 +17,7 @@ pub mod image;
 pub mod launch;
 pub mod memory;
 pub mod stream;
+pub mod tensor_map;
 pub mod unsupported;
 
 use std::collections::HashMap;
@@ -207,5 +208,6 @@ pub fn find(name: &str) -> Option<*const c_void> {
         .or_else(|| launch::lookup(name))
         .or_else(|| stream::lookup(name))
         .or_else(|| graph::lookup(name))
+        .or_else(|| tensor_map::lookup(name))
         .or_else(|| unsupported::lookup(name))
 }

@@ -3,11 +3,13 @@
 //! An access is resolved a span at a time: all active lanes that fall into one allocation (or window) as the first do.
 //! Nearly always that is all of them, and one comparison of the lowest and highest address covers the warp.
 
+use std::sync::atomic::Ordering;
+
 use super::block::Block;
 use super::step::{lanes32, lanes64};
 use super::warp::{Warp, lanes};
 use crate::checks::global_race::{Access, GlobalShadow};
-use crate::checks::shared_race::Conflict;
+use crate::checks::shared_race::{Conflict, SharedShadow};
 use crate::checks::{Fault, Kind};
 use crate::memory::layout;
 use crate::program::{Address, Slot};
@@ -123,18 +125,17 @@ impl Block<'_> {
             let origin = window(layout::SHARED);
             let rank = first.wrapping_sub(origin) >> layout::CLUSTER_SHIFT;
             if rank > 0 && rank <= self.peers.len() as u64 {
-                let (base, size) = self.peers[rank as usize - 1];
+                let peer = &self.peers[rank as usize - 1];
+                let (base, size) = (peer.base, u64::from(peer.bytes));
                 let origin = origin + (rank << layout::CLUSTER_SHIFT);
-                if inside(origin, u64::from(size)) {
-                    return Ok(in_range(
-                        at,
-                        mask,
-                        Region::Peer(rank as usize - 1),
-                        base,
-                        origin,
-                        u64::from(size),
-                        bytes,
-                    ));
+                if peer.gone.load(Ordering::Relaxed) {
+                    let detail = format!("the cluster's block {} has exited: its shared memory is gone", rank - 1);
+                    return Err(Fault::at(Kind::UseAfterFree, leader, layout::SHARED + first - origin, detail));
+                }
+                if inside(origin, size) {
+                    let own = rank - 1 == u64::from(self.cluster_rank());
+                    let region = if own { Region::Shared } else { Region::Peer(rank as usize - 1) };
+                    return Ok(in_range(at, mask, region, base, origin, size, bytes));
                 }
             }
             let size = u64::from(self.shared_bytes);
@@ -207,6 +208,17 @@ impl Block<'_> {
         Err(Fault::at(Kind::Misaligned, lane, at[lane as usize], format!("access of {bytes} bytes")))
     }
 
+    /// The shadow of shared memory, this block's or another's of the cluster.
+    pub fn shadow_of(&mut self, region: Region) -> Option<&mut SharedShadow> {
+        match region {
+            Region::Shared => self.shadow.as_deref_mut(),
+            // SAFETY: shadows keep their place while the launch lives, and the blocks of a cluster run on one thread: nobody
+            // else uses it now.
+            Region::Peer(rank) => self.peers[rank].shadow.map(|shadow| unsafe { &mut *shadow }),
+            _ => None,
+        }
+    }
+
     /// The shadow of an allocation for this launch.
     pub fn global_shadow(&self, index: usize) -> &GlobalShadow {
         self.launch.shadows[index].get_or_init(|| GlobalShadow::new(self.launch.snapshot[index].bytes))
@@ -215,8 +227,8 @@ impl Block<'_> {
     /// Checks and records reads of a span.
     pub fn check_read(&mut self, warp: &Warp, span: &Span, at: &[u64; 32], bytes: u32, strong: bool) {
         match span.region {
-            Region::Shared => {
-                let Some(mut shadow) = self.shadow.take() else { return };
+            Region::Shared | Region::Peer(_) => {
+                let Some(shadow) = self.shadow_of(span.region) else { return };
                 let mut found = None;
                 for lane in lanes(span.lanes) {
                     let offset = (at[lane as usize] - span.origin) as u32;
@@ -226,7 +238,6 @@ impl Block<'_> {
                         found = Some((lane, conflict));
                     }
                 }
-                self.shadow = Some(shadow);
                 if let Some((lane, conflict)) = found {
                     self.report_shared(warp, lane, conflict, false);
                 }
@@ -298,9 +309,9 @@ impl Block<'_> {
         new: impl Fn(u32, u32) -> u8,
     ) {
         match span.region {
-            Region::Shared => {
-                let Some(mut shadow) = self.shadow.take() else { return };
-                let base = self.shared_base();
+            Region::Shared | Region::Peer(_) => {
+                let Some(shadow) = self.shadow_of(span.region) else { return };
+                let base = span.base;
                 let mut found = None;
                 for lane in lanes(span.lanes) {
                     let offset = (at[lane as usize] - span.origin) as u32;
@@ -317,7 +328,6 @@ impl Block<'_> {
                         unsafe { *base.add((offset + byte) as usize) = new(lane, byte) };
                     }
                 }
-                self.shadow = Some(shadow);
                 if let Some((lane, conflict)) = found {
                     self.report_shared(warp, lane, conflict, true);
                 }
@@ -346,10 +356,19 @@ impl Block<'_> {
                 let [x, y, z] = self.thread_at(thread);
                 format!("thread ({x},{y},{z})")
             }
-            None => "several other threads".to_string(),
+            None => match conflict.rank {
+                Some(rank) => format!("the cluster's block {rank}"),
+                None => "several other threads".to_string(),
+            },
         };
         let detail = match conflict.kind {
             Kind::UninitializedShared => "nothing has written these bytes in this block".to_string(),
+            Kind::AsyncCopyNotWaited if !conflict.other_wrote => {
+                format!("this thread writes the source of a copy of {other} that has not been waited for")
+            }
+            Kind::MissingProxyFence => {
+                format!("the asynchronous proxy reads what {other} wrote; no proxy fence between them")
+            }
             Kind::AsyncCopyNotWaited => {
                 format!("this thread {mine} the target of a copy of {other} that has not been waited for")
             }

@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::access::{Region, addresses};
 use super::block::Block;
+use super::mbarrier::lock;
 use super::step::{lanes32, lanes64, set32, set64};
 use super::warp::{Warp, lanes};
 use crate::checks::Fault;
-use crate::checks::clock::join;
 use crate::numerics::approx::canonical;
 use crate::numerics::format::{self, f16_to_f32, f32_to_f16};
 use crate::numerics::rounding::{Rounding, add_to_odd};
@@ -51,11 +51,14 @@ impl Block<'_> {
             }
             for lane in lanes(span.lanes) {
                 let i = lane as usize;
-                if span.region == Region::Shared && self.shadow.is_some() {
-                    let object = self.strong.entry(at[i] as u32 / 4).or_insert([0; 32]);
+                if let Region::Shared | Region::Peer(_) = span.region
+                    && self.shadow.is_some()
+                    && let Some(key) = self.strong_key(at[i], atomic.space)
+                {
+                    let mut strong = lock(&self.strong);
+                    let object = strong.entry(key).or_default();
                     warp.clock.acquire(object);
-                    warp.clock.tick();
-                    join(object, &warp.clock.known);
+                    warp.clock.release(object);
                 }
                 for (e, operand) in operands.iter().enumerate() {
                     let place = span.host(at[i], lane).wrapping_add(e * size as usize);
@@ -79,7 +82,7 @@ impl Block<'_> {
 ///
 /// # Safety
 /// `place` is valid and aligned for `size` bytes.
-unsafe fn update(place: *mut u8, size: u32, f: impl Fn(u64) -> u64) -> u64 {
+pub(super) unsafe fn update(place: *mut u8, size: u32, f: impl Fn(u64) -> u64) -> u64 {
     // SAFETY: the caller's promise. `fetch_update` loops until no other thread came between.
     unsafe {
         match size {
@@ -103,7 +106,7 @@ unsafe fn update(place: *mut u8, size: u32, f: impl Fn(u64) -> u64) -> u64 {
 }
 
 /// The new value of one atomic operation on bits.
-pub fn apply(op: AtomicOp, ty: Type, old: u64, b: u64, c: u64) -> u64 {
+pub(super) fn apply(op: AtomicOp, ty: Type, old: u64, b: u64, c: u64) -> u64 {
     let (a32, b32) = (old as u32, b as u32);
     match op {
         AtomicOp::Exchange => b,

@@ -3,14 +3,13 @@
 //! A warp has arrived when all its live lanes have; lanes that exited count as arrived, as on the hardware since Volta.
 
 use super::block::Block;
+use super::mbarrier::lock;
 use super::step::{lanes32, pred, set_pred, set32};
 use super::warp::{Group, Wait, Warp};
-use crate::checks::clock::Entries;
+use crate::checks::clock::{Clock, Entries};
+use crate::checks::shared_race::LAST_CLOCK;
 use crate::checks::{Fault, Kind};
 use crate::program::{Barrier, BarrierOp, Op, Pred};
-
-/// Clock value at which the stamps of the shared shadow are begun anew.
-const REBASE: u32 = 0xf_0000;
 
 /// The state of one of the block's sixteen barriers.
 #[derive(Debug, Clone, Default)]
@@ -157,21 +156,28 @@ impl Block<'_> {
                 self.leave(&mut warp, id as u32, &state);
                 self.warps[i] = warp;
             }
-            if state.expected == 0 && self.warps.iter().any(|w| w.clock.now > REBASE) && self.copies_in_flight() == 0 {
-                if let Some(shadow) = &mut self.shadow {
-                    shadow.rebase();
-                }
-                self.strong.clear();
-                for warp in &mut self.warps {
-                    warp.clock = crate::checks::clock::Clock::new(warp.id as usize);
-                }
+            if state.expected == 0 && self.warps.iter().any(|w| w.clock.now > LAST_CLOCK) {
+                self.rebase();
             }
         }
         any
     }
 
-    fn copies_in_flight(&self) -> usize {
-        self.warps.iter().map(|w| w.copies.in_flight()).sum()
+    /// Begins new clocks at a barrier of the whole block, unless copies or other blocks still carry old ones.
+    fn rebase(&mut self) {
+        let in_flight = self.warps.iter().any(|w| w.copies.in_flight() > 0)
+            || lock(&self.mbarriers).values().any(|b| !b.copies.is_empty());
+        if in_flight || !self.peers.is_empty() {
+            return;
+        }
+        if let Some(shadow) = &mut self.shadow {
+            shadow.rebase();
+        }
+        lock(&self.strong).clear();
+        lock(&self.mbarriers).values_mut().for_each(|b| b.clock = Entries::default());
+        for warp in &mut self.warps {
+            warp.clock = Clock::new(0, warp.id as usize);
+        }
     }
 
     fn leave(&self, warp: &mut Warp, id: u32, state: &NamedBarrier) {
@@ -200,13 +206,30 @@ impl Block<'_> {
     }
 
     /// `barrier.cluster.arrive` and `.wait`; false if the running group waits.
-    pub fn cluster_barrier(&mut self, warp: &mut Warp, arrive: bool, wait: bool) -> bool {
-        if arrive {
-            warp.cluster_phase.0 += 1;
+    pub fn cluster_barrier(&mut self, warp: &mut Warp, arrive: bool, wait: bool, relaxed: bool, active: u32) -> bool {
+        let idle = warp.active & !active;
+        if idle != 0 {
+            warp.others.push(Group { pc: warp.pc + 1, mask: idle, wait: Wait::No });
+            warp.active = active;
         }
-        if wait {
+        if arrive {
+            warp.work += 1;
+            if !relaxed {
+                warp.clock.release(&mut self.cluster_clock);
+            }
+            warp.cluster_arrived |= active;
+            if warp.cluster_arrived & warp.alive == warp.alive {
+                warp.cluster_arrived = 0;
+                warp.cluster_phase += 1;
+            }
+        }
+        if wait && self.cluster_open < warp.cluster_phase + u64::from(warp.cluster_arrived != 0) {
             warp.park(Wait::Cluster);
             return warp.schedule();
+        }
+        if wait {
+            warp.clock.acquire(&self.cluster_clock);
+            warp.clock.tick();
         }
         warp.pc += 1;
         true
@@ -214,16 +237,23 @@ impl Block<'_> {
 
     /// Whether every live warp has arrived at the cluster barrier's phase.
     pub fn cluster_ready(&self, phase: u64) -> bool {
-        self.warps.iter().all(|w| w.alive == 0 || w.cluster_phase.0 > phase)
+        self.warps.iter().all(|w| w.alive == 0 || w.cluster_phase > phase)
     }
 
-    /// Opens the cluster barrier's phase for this block's waiting warps.
-    pub fn open_cluster(&mut self) {
+    /// Opens the cluster barrier's phase, with what all blocks brought to it, for this block's waiting warps.
+    pub fn open_cluster(&mut self, clock: &Entries) {
+        self.cluster_open += 1;
+        self.cluster_clock.join(clock);
         for warp in &mut self.warps {
-            warp.clock.tick();
+            let mut waited = false;
             for group in warp.others.iter_mut().filter(|g| g.wait == Wait::Cluster) {
                 group.wait = Wait::No;
                 group.pc += 1;
+                waited = true;
+            }
+            if waited {
+                warp.clock.acquire(clock);
+                warp.clock.tick();
             }
         }
     }

@@ -1,16 +1,18 @@
 //! One block: shared memory, warps, barriers, and the order in which the warps run.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::barriers::NamedBarrier;
-use super::mbarrier::Mbarriers;
+use super::mbarrier::{MbarrierState, Objects};
 use super::warp::{Wait, Warp};
+use super::warpgroup::Warpgroup;
 use super::{Config, Launch};
 use crate::checks::clock::{Clock, Entries};
 use crate::checks::shared_race::SharedShadow;
-use crate::checks::{Fault, Finding, Kind};
+use crate::checks::{Finding, Kind};
 use crate::counts::Counters;
-use crate::memory::layout;
 use crate::program::{Program, Slot, Special};
 
 /// Instructions that a warp runs before others get their turn.
@@ -38,6 +40,19 @@ pub enum Pause {
     Turn,
 }
 
+/// What a block of a cluster may reach of another.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its shared memory.
+    pub base: *mut u8,
+    /// Its size, bytes.
+    pub bytes: u32,
+    /// Its shadow, with checks.
+    pub shadow: Option<*mut SharedShadow>,
+    /// Whether it has ended.
+    pub gone: Arc<AtomicBool>,
+}
+
 /// A block in execution.
 pub struct Block<'a> {
     /// The launch it belongs to.
@@ -51,14 +66,16 @@ pub struct Block<'a> {
     pub shared_bytes: u32,
     /// The warps; one that runs is taken out.
     pub warps: Vec<Warp>,
+    /// What the warpgroups have issued of `wgmma`.
+    pub warpgroups: Vec<Warpgroup>,
     /// Named barriers.
     pub barriers: [NamedBarrier; 16],
     /// `mbarrier` objects of the cluster.
-    pub mbarriers: Mbarriers,
+    pub mbarriers: Objects<MbarrierState>,
     /// Shadow of shared memory, with checks.
-    pub shadow: Option<SharedShadow>,
+    pub shadow: Option<Box<SharedShadow>>,
     /// Clocks carried by strong accesses, by shared word.
-    pub strong: HashMap<u32, Entries>,
+    pub strong: Objects<Entries>,
     /// Executed a fence wider than the block: its global accesses are not judged.
     pub fenced: bool,
     /// Counters of the worker.
@@ -69,8 +86,14 @@ pub struct Block<'a> {
     pub reported: HashSet<(u32, Kind)>,
     /// Allocation last used by each instruction.
     pub cache: Vec<u32>,
-    /// Shared memories of the blocks of the cluster by rank, its own included; empty without a cluster.
-    pub peers: Vec<(*mut u8, u32)>,
+    /// The blocks of the cluster by rank, this one included; empty without a cluster.
+    pub peers: Vec<Peer>,
+    /// Phases of the cluster barrier that have opened.
+    pub cluster_open: u64,
+    /// What arrived at the cluster barrier.
+    pub cluster_clock: Entries,
+    /// All threads have exited: its shared memory is gone.
+    pub gone: Arc<AtomicBool>,
     /// Text printed so far.
     pub printed: String,
     random: u64,
@@ -91,16 +114,20 @@ impl<'a> Block<'a> {
             shared: vec![0; (shared_bytes as usize).div_ceil(16)],
             shared_bytes,
             warps: (0..warps).map(|_| Warp::default()).collect(),
+            warpgroups: Vec::new(),
             barriers: Default::default(),
-            mbarriers: Mbarriers::default(),
-            shadow: launch.config.check.then(|| SharedShadow::new(shared_bytes as usize)),
-            strong: HashMap::new(),
+            mbarriers: Objects::default(),
+            shadow: launch.config.check.then(|| Box::new(SharedShadow::new(shared_bytes as usize))),
+            strong: Objects::default(),
             fenced: false,
             counters: Counters::new(program.code.len()),
             findings: Vec::new(),
             reported: HashSet::new(),
             cache: vec![0; program.code.len()],
             peers: Vec::new(),
+            cluster_open: 0,
+            cluster_clock: Entries::default(),
+            gone: Arc::default(),
             printed: String::new(),
             random: 0,
             polled: false,
@@ -122,19 +149,35 @@ impl<'a> Block<'a> {
         self.shared.as_mut_ptr().cast()
     }
 
+    /// What the other blocks of the cluster may reach of this one.
+    pub fn peer(&mut self) -> Peer {
+        Peer {
+            base: self.shared_base(),
+            bytes: self.shared_bytes,
+            shadow: self.shadow.as_mut().map(|s| &raw mut **s),
+            gone: self.gone.clone(),
+        }
+    }
+
     /// Becomes the block with a linear number, at its first instruction.
     pub fn start(&mut self, linear: u64) {
         self.linear = linear;
         self.id = self.launch.block_at(linear);
         self.random = self.config().seed.unwrap_or(0) ^ linear.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let rank = self.cluster_rank();
         self.shared.fill(0xcdcd_cdcd_cdcd_cdcd_cdcd_cdcd_cdcd_cdcd);
         if let Some(shadow) = &mut self.shadow {
             shadow.clear();
+            shadow.set_rank(rank as usize);
         }
+        self.warpgroups.clear();
         self.barriers = Default::default();
-        self.mbarriers = Mbarriers::default();
+        self.mbarriers = Objects::default();
+        self.strong = Objects::default();
+        self.cluster_open = 0;
+        self.cluster_clock = Entries::default();
         self.peers.clear();
-        self.strong.clear();
+        self.gone = Arc::default();
         self.fenced = false;
         let program = self.program();
         let threads = self.launch.threads();
@@ -151,7 +194,8 @@ impl<'a> Block<'a> {
             warp = Warp { id, slots, preds, local, ..Warp::default() };
             warp.alive = if born == 32 { u32::MAX } else { (1 << born) - 1 };
             warp.active = warp.alive;
-            warp.clock = Clock::new(id as usize);
+            warp.clock = Clock::new(rank as usize, id as usize);
+            self.set_watch(&mut warp);
             self.fill_specials(&mut warp);
             self.warps[id as usize] = warp;
         }
@@ -253,6 +297,7 @@ impl<'a> Block<'a> {
             self.complete_barriers();
         }
         if self.warps.iter().all(|w| w.alive == 0) {
+            self.gone.store(true, std::sync::atomic::Ordering::Relaxed);
             return Progress::Done;
         }
         if !ran && !self.complete_barriers() && !self.settle() {
@@ -286,82 +331,9 @@ impl<'a> Block<'a> {
         settled
     }
 
-    fn report_deadlock(&mut self) {
-        let mut detail = String::new();
-        let mut first = None;
-        for warp in &self.warps {
-            for group in &warp.others {
-                let line = self.program().code[group.pc as usize].line;
-                let what = match group.wait {
-                    Wait::Members(mask) => {
-                        let missing = mask & warp.alive & !group.mask;
-                        format!("waits for lanes {missing:#010x} that never arrive")
-                    }
-                    Wait::Barrier(id) => format!("waits at barrier {id}"),
-                    _ => "waits".to_string(),
-                };
-                // Lanes at a mask are the cause rather than the consequence: name them first.
-                if first.is_none() || matches!(group.wait, Wait::Members(_)) {
-                    first.get_or_insert((warp.id, group.pc, group.mask.trailing_zeros()));
-                }
-                if detail.len() < 600 {
-                    detail += &format!("; warp {} lanes {:#010x} at PTX line {line} {what}", warp.id, group.mask);
-                }
-            }
-        }
-        let (id, pc, lane) = first.unwrap_or((0, 0, 0));
-        let warp = std::mem::take(&mut self.warps[id as usize]);
-        self.report(&warp, pc, Fault::new(Kind::Deadlock, lane, detail.trim_start_matches("; ")));
-        self.warps[id as usize] = warp;
-    }
-
-    /// Coordinates of a thread by its number in the block.
-    pub fn thread_at(&self, thread: u32) -> [u32; 3] {
-        let [x, y, _] = self.launch.block;
-        [thread % x, thread / x % y, thread / x / y]
-    }
-
-    /// Records a finding, once for each instruction and kind.
-    pub fn report(&mut self, warp: &Warp, pc: u32, fault: Fault) {
-        if self.findings.len() >= self.config().max_findings || !self.reported.insert((pc, fault.kind)) {
-            return;
-        }
-        let inst = &self.program().code[(pc as usize).min(self.program().code.len() - 1)];
-        let (file, line) = inst.source;
-        let source = self.program().files.iter().find(|(i, _)| *i == file).map(|(_, path)| (path.clone(), line));
-        let allocation = fault.allocation.or_else(|| fault.address.and_then(|a| self.describe(a)));
-        self.findings.push(Finding {
-            kind: fault.kind,
-            kernel: self.program().name.clone(),
-            block: self.id,
-            thread: self.thread_at(warp.id * 32 + fault.lane),
-            ptx_line: inst.line,
-            source: source.filter(|_| line > 0),
-            address: fault.address,
-            allocation,
-            detail: fault.detail,
-        });
-    }
-
-    /// What lies at a generic address.
-    fn describe(&self, address: u64) -> Option<String> {
-        if layout::within(address, layout::SHARED) {
-            let offset = (address - layout::SHARED) as u32;
-            let names = &self.program().shared_names;
-            let found = names.iter().find(|(at, bytes, _)| offset >= *at && offset - at < *bytes);
-            return Some(match found {
-                Some((at, _, name)) => format!("shared `{name}` + {}", offset - at),
-                None if offset < self.shared_bytes => {
-                    format!("dynamic shared memory + {}", offset - self.program().shared_bytes.min(offset))
-                }
-                None => format!("shared memory has {} bytes", self.shared_bytes),
-            });
-        }
-        if layout::within(address, layout::LOCAL) {
-            return Some(format!("local memory of {} bytes", self.program().local_bytes));
-        }
-        let found = self.launch.snapshot.iter().find(|a| a.contains(address, 1));
-        found.map(|a| format!("{} + {}", a.describe(), address - a.base))
+    /// Work done by all warps: a block whose sum stays the same over a turn only waits.
+    pub fn work(&self) -> u64 {
+        self.warps.iter().map(|w| w.work).sum()
     }
 
     /// All lanes of a mask have exited.
@@ -369,6 +341,7 @@ impl<'a> Block<'a> {
         warp.alive &= !mask;
         if warp.alive == 0 {
             self.copies_at_exit(warp);
+            self.stores_at_exit(warp);
         }
     }
 }

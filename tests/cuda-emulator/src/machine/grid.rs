@@ -4,14 +4,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use super::block::{Block, Progress};
-use super::mbarrier::Mbarriers;
+use super::block::{Block, Peer, Progress};
+use super::mbarrier::Objects;
 use super::{Launch, Outcome};
+use crate::checks::clock::Entries;
 use crate::checks::{Fault, Kind};
 use crate::counts::Counters;
 
 /// Turns that a block may wait for others before the next block is started beside it.
 const WAITING_TURNS: u32 = 64;
+/// Turns in which all resident blocks only test mbarriers, after which they are taken to hang. A loop that gives up
+/// after some ten thousand tests has done so by then.
+const IDLE_TURNS: u32 = 1000;
 /// Blocks that a worker keeps in execution when they wait for each other.
 const MAX_RESIDENT: usize = 512;
 
@@ -22,14 +26,13 @@ pub fn run(launch: &Launch<'_>) -> Outcome {
     let cluster: u64 = launch.cluster.iter().map(|n| u64::from(*n)).product();
     let config = launch.config;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let together = launch.cooperative || cluster > 1;
     let workers = match config.threads {
-        _ if together => 1,
+        _ if launch.cooperative => 1,
         0 if launch.program.order_matters => 1,
         0 => cores,
         n => n,
     };
-    let workers = (workers as u64).min(blocks).max(1);
+    let workers = (workers as u64).min(blocks / cluster).max(1);
     let next = AtomicU64::new(0);
     let outcome = Mutex::new(Outcome::default());
     let order = Order::new(blocks, cluster, launch);
@@ -130,6 +133,7 @@ impl<'a> Worker<'_, 'a> {
     fn work(&mut self, group: u64) -> Vec<crate::checks::Finding> {
         let mut waiting = 0;
         let mut cluster_phase = 0;
+        let (mut idle, mut work) = (0, u64::MAX);
         while !self.launch.abort.load(Ordering::Relaxed) {
             if self.resident.is_empty() {
                 if !self.start(group) {
@@ -155,10 +159,12 @@ impl<'a> Worker<'_, 'a> {
             }
             // All blocks of the cluster have arrived: the next phase opens for all of them.
             if group > 1 && !self.resident.is_empty() && self.resident.iter().all(|b| b.cluster_ready(cluster_phase)) {
-                let any = self.resident.iter().any(|b| b.warps.iter().any(|w| w.cluster_phase.0 > cluster_phase));
+                let any = self.resident.iter().any(|b| b.warps.iter().any(|w| w.cluster_phase > cluster_phase));
                 if any {
                     cluster_phase += 1;
-                    self.resident.iter_mut().for_each(Block::open_cluster);
+                    let mut clock = Entries::default();
+                    self.resident.iter().for_each(|b| clock.join(&b.cluster_clock));
+                    self.resident.iter_mut().for_each(|b| b.open_cluster(&clock));
                     progressed = true;
                 }
             }
@@ -167,9 +173,20 @@ impl<'a> Worker<'_, 'a> {
             }
             if progressed {
                 waiting = 0;
+                idle = 0;
                 continue;
             }
-            waiting += 1;
+            // Nothing but tests of mbarriers that fail, turn after turn: they will fail for ever, and no other block can help.
+            let now = self.resident.iter().map(Block::work).sum();
+            idle = if now == work { idle + 1 } else { 0 };
+            work = now;
+            if idle > IDLE_TURNS
+                && let Some(block) = self.resident.first_mut()
+            {
+                block.report_deadlock();
+                self.launch.abort.store(true, Ordering::Relaxed);
+            }
+            waiting += u32::from(idle == 0);
             if waiting > WAITING_TURNS && group == 1 && self.resident.len() < MAX_RESIDENT && self.start(1) {
                 waiting = 0;
             }
@@ -197,11 +214,12 @@ impl<'a> Worker<'_, 'a> {
         let cluster = self.order.cluster as usize;
         if cluster > 1 {
             for chunk in self.resident[from..].chunks_mut(cluster) {
-                let barriers = Mbarriers::default();
-                let peers: Vec<_> = chunk.iter_mut().map(|b| (b.shared_base(), b.shared_bytes)).collect();
+                let (barriers, strong) = (Objects::default(), Objects::default());
+                let peers: Vec<Peer> = chunk.iter_mut().map(Block::peer).collect();
                 for block in chunk {
                     block.peers = peers.clone();
                     block.mbarriers = barriers.clone();
+                    block.strong = strong.clone();
                 }
             }
         }

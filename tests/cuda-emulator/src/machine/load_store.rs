@@ -2,11 +2,12 @@
 
 use super::access::{Region, Span, addresses};
 use super::block::Block;
+use super::mbarrier::lock;
 use super::step::{lanes32, lanes64, set32};
 use super::warp::{Warp, lanes};
-use crate::checks::clock::join;
 use crate::checks::{Fault, Kind};
 use crate::counts::traffic;
+use crate::memory::layout;
 use crate::program::{Load, Order, Reg, Store};
 use crate::ptx::types::Space;
 
@@ -219,9 +220,11 @@ impl Block<'_> {
         if matches!(space, Space::Global | Space::Generic) {
             self.fenced = true;
         }
-        if self.shadow.is_some() && matches!(space, Space::Shared | Space::Generic) {
+        if self.shadow.is_some() {
             for lane in lanes(active) {
-                if let Some(object) = self.strong.get(&(at[lane as usize] as u32 / 4)) {
+                if let Some(key) = self.strong_key(at[lane as usize], space)
+                    && let Some(object) = lock(&self.strong).get(&key)
+                {
                     warp.clock.acquire(object);
                 }
             }
@@ -229,12 +232,25 @@ impl Block<'_> {
     }
 
     fn release_strong(&mut self, warp: &mut Warp, at: &[u64; 32], active: u32, space: Space) {
-        if self.shadow.is_some() && matches!(space, Space::Shared | Space::Generic) {
-            warp.clock.tick();
+        if self.shadow.is_some() {
             for lane in lanes(active) {
-                join(self.strong.entry(at[lane as usize] as u32 / 4).or_insert([0; 32]), &warp.clock.known);
+                if let Some(key) = self.strong_key(at[lane as usize], space) {
+                    warp.clock.release(lock(&self.strong).entry(key).or_default());
+                }
             }
         }
+    }
+
+    /// Rank and word of a strong access to shared memory; `None` for other memory.
+    pub fn strong_key(&self, address: u64, space: Space) -> Option<(u32, u32)> {
+        let shared = match space {
+            Space::Shared | Space::SharedCluster => true,
+            Space::Generic => layout::within(address, layout::SHARED),
+            _ => false,
+        };
+        let offset = address as u32;
+        let rank = (offset >> layout::CLUSTER_SHIFT).checked_sub(1).unwrap_or_else(|| self.cluster_rank());
+        shared.then_some((rank, (offset & ((1 << layout::CLUSTER_SHIFT) - 1)) / 4))
     }
 }
 

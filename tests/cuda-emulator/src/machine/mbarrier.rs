@@ -13,7 +13,7 @@ use super::step::{lanes32, lanes64, set_pred, set32, set64};
 use super::warp::{Warp, lanes};
 use crate::checks::clock::Entries;
 use crate::checks::{Fault, Kind};
-use crate::program::{Address, Mbarrier, MbarrierOp};
+use crate::program::{Mbarrier, MbarrierOp};
 use crate::ptx::types::Space;
 
 /// One object.
@@ -43,12 +43,12 @@ impl MbarrierState {
     }
 }
 
-/// The objects of a cluster, by rank and shared offset.
-pub type Mbarriers = Arc<Mutex<HashMap<(u32, u32), MbarrierState>>>;
+/// Objects that the blocks of a cluster share, by rank and place in shared memory.
+pub type Objects<T> = Arc<Mutex<HashMap<(u32, u32), T>>>;
 
 /// Locks the objects; a panic elsewhere leaves them whole enough to report with.
-pub fn lock(barriers: &Mbarriers) -> MutexGuard<'_, HashMap<(u32, u32), MbarrierState>> {
-    barriers.lock().unwrap_or_else(PoisonError::into_inner)
+pub fn lock<T>(objects: &Objects<T>) -> MutexGuard<'_, HashMap<(u32, u32), T>> {
+    objects.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Block<'_> {
@@ -57,12 +57,11 @@ impl Block<'_> {
         &mut self,
         warp: &mut Warp,
         space: Space,
-        address: &Address,
+        at: &[u64; 32],
         lane: u32,
     ) -> Result<(u32, u32), Fault> {
-        let at = addresses(warp, &self.program().constants, address);
-        self.aligned(&at, 1 << lane, 8)?;
-        let span = self.span(warp, space, &at, 1 << lane, 8)?;
+        self.aligned(at, 1 << lane, 8)?;
+        let span = self.span(warp, space, at, 1 << lane, 8)?;
         let offset = (at[lane as usize] - span.origin) as u32;
         match span.region {
             Region::Shared => Ok((self.cluster_rank(), offset)),
@@ -71,9 +70,23 @@ impl Block<'_> {
         }
     }
 
-    /// `mbarrier.*`, lanes in order.
-    pub fn mbarrier(&mut self, warp: &mut Warp, op: &Mbarrier, active: u32) -> Result<(), Fault> {
-        warp.work += 1;
+    /// What the block's barriers wait for, for reports.
+    pub fn describe_mbarriers(&self) -> String {
+        let barriers = lock(&self.mbarriers);
+        let mut open: Vec<_> = barriers.iter().filter(|(_, b)| b.pending < b.expected || b.bytes != 0).collect();
+        open.sort_by_key(|(key, _)| **key);
+        let describe = |((rank, offset), b): (&(u32, u32), &MbarrierState)| {
+            format!(
+                "; mbarrier at shared offset {offset:#x} of block {rank} of the cluster, phase {}: {} of {} arrivals and {} \
+                 transaction bytes missing",
+                b.phase, b.pending, b.expected, b.bytes
+            )
+        };
+        open.into_iter().take(8).map(|(key, b)| describe((key, b))).collect()
+    }
+
+    /// `mbarrier.*`, lanes in order; true if it was a test that failed.
+    pub fn mbarrier(&mut self, warp: &mut Warp, op: &Mbarrier, active: u32) -> Result<bool, Fault> {
         let constants = &self.program().constants;
         let is_state = matches!(op.op, MbarrierOp::PendingCount | MbarrierOp::Test { parity: false });
         let operand = match op.operand {
@@ -86,12 +99,22 @@ impl Block<'_> {
             if let Some(d) = op.dest {
                 set32(warp, d, &out, active);
             }
-            return Ok(());
+            return Ok(false);
         }
+        let at = addresses(warp, constants, &op.address);
+        let is_test = matches!(op.op, MbarrierOp::Test { .. });
         let (mut out, mut done) = ([0u64; 32], 0u32);
+        let mut before = None;
         for lane in lanes(active) {
             let i = lane as usize;
-            let key = self.mbarrier_key(warp, op.space, &op.address, lane)?;
+            // Lanes that ask the same get the same answer.
+            if let Some(j) = before.filter(|j: &usize| is_test && (at[*j], operand[*j]) == (at[i], operand[i])) {
+                out[i] = out[j];
+                done |= (done >> j & 1) << lane;
+                continue;
+            }
+            before = Some(i);
+            let key = self.mbarrier_key(warp, op.space, &at, lane)?;
             if op.op == MbarrierOp::Init {
                 let count = operand[i] as u32;
                 let state = MbarrierState { expected: count, pending: count, ..MbarrierState::default() };
@@ -104,7 +127,7 @@ impl Block<'_> {
                 }
                 continue;
             }
-            if matches!(op.op, MbarrierOp::Test { .. }) {
+            if is_test {
                 self.polled = true;
                 self.land_bulk(key);
             }
@@ -177,6 +200,9 @@ impl Block<'_> {
             set64(warp, d, &out, active);
         }
         set_pred(warp, op.p, done, active);
-        Ok(())
+        // A test that fails changes nothing: a block that does nothing else hangs.
+        let failed = is_test && done == 0;
+        warp.work += u64::from(!failed);
+        Ok(failed)
     }
 }

@@ -145,7 +145,7 @@ fn exact(operands: &Operands, c: &[[f32; 8]; 16], k: usize) -> [[f32; 8]; 16] {
 }
 
 /// Elements a register holds.
-fn elements(ty: Type) -> usize {
+pub(super) fn elements(ty: Type) -> usize {
     match ty {
         Type::F16 | Type::BF16 => 2,
         Type::S8 | Type::U8 | Type::E4M3 | Type::E5M2 => 4,
@@ -153,7 +153,7 @@ fn elements(ty: Type) -> usize {
     }
 }
 
-fn element(warp: &Warp, constants: &[crate::program::Slot], reg: Reg, ty: Type, e: usize) -> [f64; 32] {
+pub(super) fn element(warp: &Warp, constants: &[crate::program::Slot], reg: Reg, ty: Type, e: usize) -> [f64; 32] {
     if ty == Type::F64 {
         return lanes64(warp, constants, reg).map(f64::from_bits);
     }

@@ -18,8 +18,12 @@ pub mod matrix;
 pub mod mbarrier;
 pub mod mma;
 pub mod printf;
+pub mod report;
 pub mod step;
+pub mod tensor_copy;
 pub mod warp;
+pub mod warpgroup;
+pub mod wgmma;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock};

@@ -75,6 +75,9 @@ pub fn set_pred(warp: &mut Warp, p: Pred, value: u32, mask: u32) {
     }
 }
 
+/// What a failed test of an mbarrier takes from a turn: others should run to make it succeed.
+const FAILED_TEST: i64 = 2000;
+
 impl<'a> Block<'a> {
     /// Runs a warp until no group of it can go on, or its turn is over.
     pub fn run(&mut self, warp: &mut Warp, mut fuel: i64) -> Result<Pause, Fault> {
@@ -86,8 +89,13 @@ impl<'a> Block<'a> {
         }
         loop {
             if warp.pc >= warp.stop {
-                warp.park(Wait::No);
-                warp.schedule();
+                if warp.pc >= warp.meet {
+                    warp.park(Wait::No);
+                    warp.schedule();
+                }
+                if warp.watched && self.watch(warp) {
+                    continue;
+                }
             }
             let pc = warp.pc;
             let inst = &code[pc as usize];
@@ -263,8 +271,11 @@ impl<'a> Block<'a> {
                     set_pred(warp, is.d, value, active);
                     warp.pc += 1;
                 }
-                &Op::Fence { beyond_block } => {
+                &Op::Fence { beyond_block, proxy } => {
                     self.fenced |= beyond_block;
+                    if proxy {
+                        warp.clock.fence_proxy();
+                    }
                     warp.pc += 1;
                 }
                 Op::CopyAsync(copy) => {
@@ -280,7 +291,9 @@ impl<'a> Block<'a> {
                     warp.pc += 1;
                 }
                 Op::Mbarrier(op) => {
-                    self.mbarrier(warp, op, active)?;
+                    if self.mbarrier(warp, op, active)? {
+                        fuel -= FAILED_TEST;
+                    }
                     warp.pc += 1;
                 }
                 Op::Bulk(bulk) => {
@@ -292,8 +305,8 @@ impl<'a> Block<'a> {
                         return Ok(Pause::Waits);
                     }
                 }
-                &Op::ClusterBarrier { arrive, wait } => {
-                    if !self.cluster_barrier(warp, arrive, wait) && !self.next_group(warp)? {
+                &Op::ClusterBarrier { arrive, wait, relaxed } => {
+                    if !self.cluster_barrier(warp, arrive, wait, relaxed, active) && !self.next_group(warp)? {
                         return Ok(Pause::Waits);
                     }
                 }
@@ -309,6 +322,16 @@ impl<'a> Block<'a> {
                 Op::Mma(mma) => {
                     self.mma(warp, mma, active)?;
                     warp.pc += 1;
+                }
+                Op::Wgmma(op) => {
+                    if !self.wgmma(warp, op, active)? && !self.next_group(warp)? {
+                        return Ok(Pause::Waits);
+                    }
+                }
+                &Op::WgmmaSync(op) => {
+                    if !self.wgmma_sync(warp, op, active)? && !self.next_group(warp)? {
+                        return Ok(Pause::Waits);
+                    }
                 }
                 Op::MapCluster(map) => {
                     self.map_cluster(warp, map, active);

@@ -1,6 +1,8 @@
 //! A warp: registers, predicates, and the groups into which its lanes have parted.
 
 use super::async_copy::Copies;
+use super::bulk::Stores;
+use super::warpgroup::Groups;
 use crate::checks::clock::Clock;
 use crate::program::Slot;
 
@@ -20,6 +22,8 @@ pub enum Wait {
     },
     /// Arrived at a barrier of the block.
     Barrier(u32),
+    /// At `wgmma.wait_group` until the other warps of the warpgroup have issued the same.
+    Warpgroup,
     /// Polling; runs again when other warps have run.
     Cluster,
 }
@@ -70,7 +74,11 @@ pub struct Warp {
     /// The other groups.
     pub others: Vec<Group>,
     /// The lowest instruction of another group that can run.
+    pub meet: u32,
+    /// The same; 0 while each instruction must be looked at first.
     pub stop: u32,
+    /// Whether it must.
+    pub watched: bool,
     /// Backward branches since the running group was chosen.
     pub patience: u32,
     /// Loads, stores and barriers so far, to tell an early exit from divergent work.
@@ -81,10 +89,16 @@ pub struct Warp {
     pub clock: Clock,
     /// Asynchronous copies in flight.
     pub copies: Copies,
+    /// Bulk copies to global memory in flight.
+    pub stores: Stores,
+    /// `wgmma` in flight.
+    pub wgmma: Groups,
     /// Saved frames of recursive calls.
     pub frames: Vec<Frame>,
-    /// Cluster barrier phases this warp has arrived at and waited for.
-    pub cluster_phase: (u64, u64),
+    /// Cluster barrier phases this warp has arrived at.
+    pub cluster_phase: u64,
+    /// Lanes that have arrived at the next.
+    pub cluster_arrived: u32,
 }
 
 impl Default for Warp {
@@ -97,14 +111,19 @@ impl Default for Warp {
             pc: 0,
             active: 0,
             others: Vec::new(),
+            meet: u32::MAX,
             stop: u32::MAX,
+            watched: false,
             patience: 0,
             work: 0,
             local: Vec::new(),
-            clock: Clock::new(0),
+            clock: Clock::new(0, 0),
             copies: Copies::default(),
+            stores: Stores::default(),
+            wgmma: Groups::default(),
             frames: Vec::new(),
-            cluster_phase: (0, 0),
+            cluster_phase: 0,
+            cluster_arrived: 0,
         }
     }
 }
@@ -125,7 +144,7 @@ impl Warp {
         };
         self.choose(pc);
         self.patience = 0;
-        self.stop = self.others.iter().filter(|g| g.wait == Wait::No).map(|g| g.pc).min().unwrap_or(u32::MAX);
+        self.set_meet(self.others.iter().filter(|g| g.wait == Wait::No).map(|g| g.pc).min().unwrap_or(u32::MAX));
         true
     }
 
@@ -137,7 +156,18 @@ impl Warp {
         let next = ready().filter(|pc| *pc > now).min().or_else(|| ready().min()).unwrap_or(now);
         self.choose(next);
         self.patience = 0;
-        self.stop = u32::MAX;
+        self.set_meet(u32::MAX);
+    }
+
+    fn set_meet(&mut self, pc: u32) {
+        self.meet = pc;
+        self.stop = if self.watched { 0 } else { pc };
+    }
+
+    /// Has each instruction looked at before it runs, or no longer.
+    pub fn set_watched(&mut self, watched: bool) {
+        self.watched = watched;
+        self.set_meet(self.meet);
     }
 
     fn choose(&mut self, pc: u32) {

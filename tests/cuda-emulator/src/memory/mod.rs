@@ -5,6 +5,7 @@
 //! [`Allocation`]. Fresh memory holds 0xCD, and a flag per byte tells what has been written since.
 
 pub mod layout;
+pub mod tensor_map;
 
 use std::alloc::Layout;
 use std::collections::BTreeMap;

@@ -177,23 +177,25 @@ pub enum MbarrierOp {
     },
 }
 
-/// `cp.async.bulk`.
+/// `cp.async.bulk`, with or without a tensor map.
 #[derive(Debug, Clone)]
 pub struct Bulk {
     /// Which.
     pub op: BulkOp,
-    /// Destination address.
+    /// Address in shared memory of a tensor copy; else the destination.
     pub to: Address,
     /// Source address.
     pub from: Address,
-    /// Bytes, a multiple of 16.
+    /// Bytes, a multiple of 16; a tensor map tells them itself.
     pub bytes: Reg,
     /// Barrier that the copy completes on.
     pub barrier: Option<Address>,
-    /// Tensor coordinates.
-    pub coordinates: Vec<Reg>,
+    /// Tensor map: address, its space, and the coordinates.
+    pub tensor: Option<(Address, Space, Vec<Reg>)>,
     /// Blocks of the cluster that receive the copy.
     pub multicast: Option<Reg>,
+    /// Operation of a reduction, and its type where the instruction names it.
+    pub reduce: Option<(AtomicOp, Option<Type>)>,
 }
 
 /// Directions and groups of bulk copies.
@@ -205,10 +207,6 @@ pub enum BulkOp {
     ToGlobal,
     /// Shared to shared of another block of the cluster.
     ToCluster,
-    /// Global to shared by a tensor map.
-    TensorToShared,
-    /// Shared to global by a tensor map.
-    TensorToGlobal,
     /// `commit_group`.
     Commit,
     /// `wait_group n`.

@@ -5,12 +5,15 @@
 
 pub mod class;
 pub mod memory_ops;
+pub mod registers;
 pub mod warp_ops;
+pub mod wgmma;
 
 use crate::lanes::{CompareFn, LaneFn};
 pub use class::Class;
 pub use memory_ops::*;
 pub use warp_ops::*;
+pub use wgmma::{Wgmma, WgmmaA, WgmmaSync};
 
 /// A register slot of 32 lanes × 32 bits (64-bit registers take two). The high bit selects the constants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -181,6 +184,8 @@ pub enum Op {
     Fence {
         /// Scope wider than the block.
         beyond_block: bool,
+        /// Between the generic and the asynchronous proxy.
+        proxy: bool,
     },
     /// `cp.async`.
     CopyAsync(Box<CopyAsync>),
@@ -200,6 +205,8 @@ pub enum Op {
         arrive: bool,
         /// Wait.
         wait: bool,
+        /// The arrival publishes nothing.
+        relaxed: bool,
     },
     /// `bar.warp.sync`, shuffles, votes, matches, reductions, election.
     Warp(Box<WarpOp>),
@@ -207,6 +214,10 @@ pub enum Op {
     Matrix(Box<Matrix>),
     /// `mma.sync`.
     Mma(Box<Mma>),
+    /// `wgmma.mma_async`.
+    Wgmma(Box<Wgmma>),
+    /// `wgmma.fence`, `.commit_group`, `.wait_group`.
+    WgmmaSync(WgmmaSync),
     /// `mapa`, `getctarank`.
     MapCluster(Box<MapCluster>),
 }
@@ -367,6 +378,8 @@ pub struct Program {
     pub required_threads: Option<[u32; 3]>,
     /// `.reqnctapercluster`.
     pub required_cluster: Option<[u32; 3]>,
+    /// Whether there is a `wgmma`.
+    pub uses_wgmma: bool,
     /// Whether blocks must run in order on one thread for results that do not depend on timing.
     pub order_matters: bool,
     /// Source files by index.
