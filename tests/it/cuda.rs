@@ -30,6 +30,22 @@ pub fn cuda(precision: Precision) -> Cuda {
     Cuda::open(0, precision).unwrap()
 }
 
+/// Prints all outcomes, then fails with the first bad one.
+fn judge(precision: Precision, outcomes: &[collm_engine::selftest::Outcome]) {
+    for o in outcomes {
+        println!("{precision:?} {} {}: {:.2e} of {:.2e}", o.operation, o.case, o.error, o.limit);
+    }
+    let bad = outcomes.iter().find(|o| !o.passed());
+    assert!(bad.is_none(), "{precision:?} {bad:?}");
+}
+
+#[test]
+fn attention() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        judge(precision, &collm_engine::selftest::attention::cases(&cuda(precision)).unwrap());
+    }
+}
+
 #[test]
 fn operations_agree_with_float64() {
     for precision in [Precision::F32, Precision::Bf16] {

@@ -4,6 +4,7 @@
 //! one operation: its handles, resolved once, and one checked function a kernel. The float32 build of the same kernels
 //! ([`Precision::F32`]) tells a mistake from rounding. Knows nothing of LLMs and recommenders.
 
+pub mod attention;
 pub mod context;
 pub mod error;
 pub mod gemm;
