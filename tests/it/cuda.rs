@@ -4,6 +4,7 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::PathBuf;
 use std::sync::Once;
 
+use collm_engine::device::cuda::attention::Attention;
 use collm_engine::device::cuda::{Cuda, Precision};
 
 unsafe extern "C" {
@@ -42,7 +43,12 @@ fn judge(precision: Precision, outcomes: &[collm_engine::selftest::Outcome]) {
 #[test]
 fn attention() {
     for precision in [Precision::F32, Precision::Bf16] {
-        judge(precision, &collm_engine::selftest::attention::cases(&cuda(precision)).unwrap());
+        let cuda = cuda(precision);
+        judge(precision, &collm_engine::selftest::attention::cases(&cuda).unwrap());
+        for head_dim in [0, 12, 100, 136] {
+            let error = Attention::new(&cuda, head_dim).unwrap_err().to_string();
+            assert!(error.contains("multiples of 8 up to 128"), "{error}");
+        }
     }
 }
 
