@@ -8,9 +8,14 @@ pub mod attention;
 pub mod context;
 pub mod error;
 pub mod gemm;
+pub mod head;
 pub mod launch;
+pub mod lora;
 pub mod mask;
 pub mod memory;
+pub mod norm;
+pub mod rope;
+pub mod rows;
 
 pub use context::{Cuda, Precision};
 pub use error::{Error, Result};
