@@ -4,6 +4,7 @@
 //! type after each step and sums in float32 (for float32 elements, the error that sums of that length may have). Outputs lie
 //! between sentinels. `collm-engine selftest` prints the table; the tests run the same cases on the emulator.
 
+pub mod attention;
 pub mod gemm;
 
 use crate::device::cuda::memory::{Elements, from_elements, to_elements};
@@ -36,6 +37,7 @@ impl Outcome {
 pub fn run(cuda: &Cuda) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     outcomes.extend(gemm::cases(cuda)?);
+    outcomes.extend(attention::cases(cuda)?);
     Ok(outcomes)
 }
 

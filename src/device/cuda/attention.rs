@@ -1,15 +1,16 @@
-//! Attention over packed segments (`kernels/attention.cu`), forward and backward, and the tables that drive it.
+//! Attention over packed segments (`kernels/attention.cu`), forward and backward.
 //!
-//! [`Tables`] turn a batch's [`Segment`]s into lists of work: tiles of queries, and tiles of keys with all that read them.
-//! They are made once a batch and serve all its layers. Where a tile is cut depends on its own segment alone, and the readers
-//! of a key come in the order of the segments: a prompt's results do not depend on what else is in the batch, and the gradient
-//! of a shared prefix is summed over its readers in one order.
+//! Who attends to whom is in [`Tables`], made once a batch for all its layers.
+
+mod tables;
+
+pub use tables::Tables;
 
 use super::context::{Cuda, Precision};
 use super::error::{Error, Result, require};
 use super::launch::{Kernel, arguments};
 use super::memory::{Buffer, Rows};
-use crate::device::ops::{HeadShape, Segment};
+use crate::device::ops::HeadShape;
 
 /// Head widths of the kernels: (width, forward, d_q, d_kv), bf16 and float32.
 type Width = (usize, &'static str, &'static str, &'static str);
@@ -26,9 +27,6 @@ fn tile_rows(precision: Precision) -> (usize, usize) {
         Precision::F32 => (32, 16),
     }
 }
-
-/// Readers' `lead` for keys that all queries see.
-const ALL_SEE: i32 = -(1 << 30);
 
 /// The kernels' struct of the same name.
 #[repr(C)]
@@ -108,7 +106,7 @@ impl Attention {
         let narrowest = if precision == Precision::F32 { 64 } else { 0 };
         let fitting = WIDTHS.into_iter().find(|w| w.0 >= head_dim.max(narrowest));
         let (width, forward, d_q, d_kv) =
-            fitting.filter(|_| head_dim > 0 && head_dim % 8 == 0).ok_or_else(|| Error::Operand {
+            fitting.filter(|_| head_dim > 0 && head_dim.is_multiple_of(8)).ok_or_else(|| Error::Operand {
                 operation: "attention",
                 what: format!("head_dim is {head_dim}; the kernels take multiples of 8 up to 128"),
             })?;
@@ -144,7 +142,7 @@ impl Attention {
         fits("out", cuda, out, plan.n_q, shape.q_width())?;
         holds("lse", lse.len(), plan.n_q * shape.n_heads)?;
         (a.out, a.ld_out, a.lse) = (out.address, out.stride as i32, lse.address());
-        a.query_tiles = tables.address(0);
+        a.query_tiles = tables.query_tiles();
         // SAFETY: the struct is the kernel's; the operands were checked to hold the rows that the tables name.
         unsafe { cuda.launch(self.forward, [shape.n_heads, plan.query_tiles.len(), 1], arguments![a]) }
     }
@@ -176,11 +174,8 @@ impl Attention {
         (a.d_v, a.ld_d_v) = (b.d_v.address, b.d_v.stride as i32);
         (a.lse, a.delta) = (b.lse.at(b.lse_first * shape.n_heads), b.delta.address());
         a.first = plan.first as i32;
-        let at_tiles = 8 * plan.query_tiles.len();
-        let at_keys = at_tiles + 8 * plan.gradient_tiles.len();
-        a.query_tiles = tables.address(at_tiles);
-        a.key_tiles = tables.address(at_keys);
-        a.readers = tables.address(at_keys + 4 * plan.key_tiles.len());
+        a.query_tiles = tables.gradient_tiles();
+        (a.key_tiles, a.readers) = (tables.key_tiles(), tables.readers());
         let deltas = (n_q * shape.n_heads).div_ceil(self.delta.threads as usize / 8);
         // SAFETY: the struct is the kernels'; the operands were checked to hold the rows that the tables name.
         unsafe {
@@ -201,7 +196,8 @@ impl Attention {
         k: Rows,
         v: Rows,
     ) -> Result<Arguments> {
-        let heads = shape.n_kv_heads > 0 && shape.n_heads % shape.n_kv_heads == 0 && shape.head_dim == self.head_dim;
+        let heads =
+            shape.n_kv_heads > 0 && shape.n_heads.is_multiple_of(shape.n_kv_heads) && shape.head_dim == self.head_dim;
         require(heads, "attention", || format!("{shape:?} for kernels of head_dim {}", self.head_dim))?;
         require(n_q * shape.n_heads <= i32::MAX as usize, "attention", || {
             format!("{n_q} queries of {} heads are too many for one launch", shape.n_heads)
@@ -250,255 +246,4 @@ fn fits(name: &str, cuda: &Cuda, rows: Rows, n: usize, width: usize) -> Result<(
 
 fn holds(name: &str, len: usize, needed: usize) -> Result<()> {
     require(len >= needed, "attention", || format!("{name} holds {len} values; {needed} are needed"))
-}
-
-/// The lists of work of one batch, on the device.
-#[derive(Debug, Default)]
-pub struct Tables {
-    buffer: Option<Buffer<i32>>,
-    plan: Plan,
-}
-
-impl Tables {
-    /// Makes the lists for `segments` (forward) and `backward`: the segments that carry gradients, whose query rows may be
-    /// counted from elsewhere, while key rows are those of the forward. Key rows from `first` on get gradients.
-    ///
-    /// Without a backward pass, `backward` is empty and `first` is the number of key rows or more. Allocates only when a batch
-    /// needs larger tables than any before.
-    pub fn prepare(&mut self, cuda: &Cuda, segments: &[Segment], backward: &[Segment], first: usize) -> Result<()> {
-        let plan = plan(segments, backward, first, tile_rows(cuda.precision()).0)?;
-        let mut words = Vec::new();
-        plan.query_tiles.iter().chain(&plan.gradient_tiles).for_each(|t| words.extend(t));
-        plan.key_tiles.iter().chain(&plan.readers).for_each(|t| words.extend(t));
-        if self.buffer.as_ref().is_none_or(|b| b.len() < words.len()) {
-            self.buffer = Some(Buffer::new(cuda, words.len().next_power_of_two(), "attention's tables")?);
-        }
-        if let Some(buffer) = &mut self.buffer {
-            buffer.upload(cuda, &words)?;
-        }
-        self.plan = plan;
-        Ok(())
-    }
-
-    fn address(&self, word: usize) -> u64 {
-        self.buffer.as_ref().map_or(0, |b| b.at(word))
-    }
-}
-
-/// [`Tables`] before they are on the device. The entries are described in attention.cu.
-#[derive(Debug, Default)]
-struct Plan {
-    /// First query row, queries, own keys of the first query, first own key row, first prefix row, prefix rows, 0, 0.
-    query_tiles: Vec<[i32; 8]>,
-    /// The same for backward.
-    gradient_tiles: Vec<[i32; 8]>,
-    /// First key row, rows, first reader, one past the last.
-    key_tiles: Vec<[i32; 4]>,
-    /// First query row, queries, lead, 0: query i of them sees key j of the tile if j + lead ≤ i.
-    readers: Vec<[i32; 4]>,
-    /// Query rows that the forward names.
-    n_q: usize,
-    /// Key rows that it names.
-    n_kv: usize,
-    /// Query rows that backward names.
-    gradient_n_q: usize,
-    /// Key rows with a gradient.
-    gradient_n_kv: usize,
-    /// The first of them.
-    first: usize,
-}
-
-fn plan(segments: &[Segment], backward: &[Segment], first: usize, tile: usize) -> Result<Plan> {
-    check(segments)?;
-    check(backward)?;
-    let rows = |of: fn(&Segment) -> usize, list: &[Segment]| list.iter().map(of).max().unwrap_or(0);
-    let n_kv = rows(|s| s.kv.end.max(s.prefix.end), segments).max(rows(|s| s.kv.end.max(s.prefix.end), backward));
-    let first = first.min(n_kv);
-    let mut plan = Plan {
-        query_tiles: query_tiles(segments, tile),
-        gradient_tiles: query_tiles(backward, tile),
-        n_q: rows(|s| s.q.end, segments),
-        n_kv,
-        gradient_n_q: rows(|s| s.q.end, backward),
-        gradient_n_kv: n_kv - first,
-        first,
-        ..Plan::default()
-    };
-    // Between two neighbouring cuts, every key has the same readers.
-    let mut cuts: Vec<usize> =
-        backward.iter().flat_map(|s| [s.kv.start, s.kv.end, s.prefix.start, s.prefix.end]).collect();
-    cuts.extend([first, n_kv]);
-    cuts.retain(|c| (first..=n_kv).contains(c));
-    cuts.sort_unstable();
-    cuts.dedup();
-    for piece in cuts.windows(2) {
-        let read: Vec<&Segment> = backward
-            .iter()
-            .filter(|s| !s.q.is_empty() && (s.kv.contains(&piece[0]) || s.prefix.contains(&piece[0])))
-            .collect();
-        for start in (piece[0]..piece[1]).step_by(tile) {
-            let first_reader = plan.readers.len() as i32;
-            for s in &read {
-                let (mut q, mut lead) = (s.q.clone(), ALL_SEE);
-                if s.kv.contains(&start) {
-                    // Query i sees own keys up to hidden + i; those before the tile do not see it.
-                    let hidden = s.kv.len() - s.q.len();
-                    let skipped = (start - s.kv.start).saturating_sub(hidden);
-                    lead = (start - s.kv.start) as i32 - hidden as i32 - skipped as i32;
-                    q.start += skipped;
-                }
-                plan.readers.push([q.start as i32, q.len() as i32, lead, 0]);
-            }
-            let n = tile.min(piece[1] - start);
-            plan.key_tiles.push([start as i32, n as i32, first_reader, plan.readers.len() as i32]);
-        }
-    }
-    Ok(plan)
-}
-
-fn query_tiles(segments: &[Segment], tile: usize) -> Vec<[i32; 8]> {
-    let of = |s: &Segment| {
-        let (s, hidden) = (s.clone(), s.kv.len() - s.q.len());
-        (0..s.q.len()).step_by(tile).map(move |at| {
-            let (row, n) = (s.q.start + at, tile.min(s.q.len() - at));
-            [row, n, hidden + at + 1, s.kv.start, s.prefix.start, s.prefix.len(), 0, 0].map(|x| x as i32)
-        })
-    };
-    segments.iter().flat_map(of).collect()
-}
-
-/// Refuses segments that no order of work could serve.
-fn check(segments: &[Segment]) -> Result<()> {
-    let mut queries: Vec<&Segment> = segments.iter().filter(|s| !s.q.is_empty()).collect();
-    for s in segments {
-        let refuse = |ok: bool, what: &str| require(ok, "attention", || format!("{s:?}: {what}"));
-        refuse(s.q.start <= s.q.end && s.q.len() <= s.kv.len(), "the queries are the last tokens of their run")?;
-        let apart = s.prefix.is_empty() || s.prefix.end <= s.kv.start || s.kv.end <= s.prefix.start;
-        refuse(apart, "a prefix cannot overlap the run that reads it")?;
-        let end = s.q.end.max(s.kv.end).max(s.prefix.end);
-        refuse(end < -ALL_SEE as usize / 2, "too many rows")?;
-    }
-    queries.sort_unstable_by_key(|s| s.q.start);
-    let twice = queries.windows(2).find(|w| w[0].q.end > w[1].q.start);
-    require(twice.is_none(), "attention", || format!("query rows belong to two segments: {twice:?}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-    use crate::rng::Rng;
-
-    type Pairs = BTreeSet<(usize, usize)>;
-
-    /// (query row, key row) of every key that a query sees: the definition of [`Segment`].
-    fn visible(segments: &[Segment]) -> Pairs {
-        let mut pairs = Pairs::new();
-        for s in segments {
-            for (i, q) in s.q.clone().enumerate() {
-                let own = s.kv.start..s.kv.start + s.kv.len() - s.q.len() + i + 1;
-                pairs.extend(s.prefix.clone().chain(own).map(|k| (q, k)));
-            }
-        }
-        pairs
-    }
-
-    fn pairs_of_query_tiles(tiles: &[[i32; 8]], tile: usize) -> Pairs {
-        let mut pairs = Pairs::new();
-        for t in tiles {
-            let [row, n, own, kv, prefix, n_prefix, ..] = t.map(|x| x as usize);
-            assert!((1..=tile).contains(&n));
-            for i in 0..n {
-                for key in (prefix..prefix + n_prefix).chain(kv..kv + own + i) {
-                    assert!(pairs.insert((row + i, key)), "computed twice");
-                }
-            }
-        }
-        pairs
-    }
-
-    fn pairs_of_key_tiles(plan: &Plan, tile: usize) -> Pairs {
-        let mut pairs = Pairs::new();
-        let mut next = plan.first;
-        for &[row, n, first, last] in &plan.key_tiles {
-            assert_eq!(row as usize, next, "every row is written once");
-            assert!((1..=tile).contains(&(n as usize)));
-            next += n as usize;
-            for &[q, n_q, lead, _] in &plan.readers[first as usize..last as usize] {
-                assert!(n_q > 0 && lead <= 0, "the first query sees the first key");
-                for (i, j) in (0..n_q).flat_map(|i| (0..n).map(move |j| (i, j))).filter(|(i, j)| j + lead <= *i) {
-                    assert!(pairs.insert(((q + i) as usize, (row + j) as usize)), "added twice");
-                }
-            }
-        }
-        assert_eq!(next, plan.n_kv);
-        pairs
-    }
-
-    fn compare(segments: &[Segment], backward: &[Segment], first: usize, tile: usize) {
-        let plan = plan(segments, backward, first, tile).unwrap();
-        assert_eq!(pairs_of_query_tiles(&plan.query_tiles, tile), visible(segments));
-        let wanted = visible(backward);
-        assert_eq!(pairs_of_query_tiles(&plan.gradient_tiles, tile), wanted);
-        let wanted: Pairs = wanted.into_iter().filter(|p| p.1 >= first).collect();
-        assert_eq!(pairs_of_key_tiles(&plan, tile), wanted);
-    }
-
-    #[test]
-    fn work_covers_exactly_what_segments_see() {
-        let mut rng = Rng::new(1, 2);
-        for round in 0..200 {
-            let below = |rng: &mut Rng, n: usize| (rng.next_u32() as usize) % n;
-            let mut segments: Vec<Segment> = Vec::new();
-            let n_prefixes = below(&mut rng, 3);
-            let (mut row, mut query) = (0, 0);
-            for i in 0..n_prefixes + 1 + below(&mut rng, 4) {
-                let kv = row..row + 1 + below(&mut rng, 20);
-                row = kv.end;
-                let n_q = if round % 2 == 0 { kv.len() } else { 1 + below(&mut rng, kv.len()) };
-                let mut prefix = 0..0;
-                if i >= n_prefixes && n_prefixes > 0 {
-                    let of = segments[below(&mut rng, n_prefixes)].kv.clone();
-                    prefix = of.start..of.start + below(&mut rng, of.len() + 1);
-                }
-                segments.push(Segment { q: query..query + n_q, kv, prefix });
-                query += n_q;
-            }
-            for tile in [4, 64] {
-                compare(&segments, &segments, 0, tile);
-                // The prefixes are frozen; queries are counted from the first that is not.
-                let first = segments.get(n_prefixes).map_or(row, |s| s.kv.start);
-                let first_q = segments[n_prefixes].q.start;
-                let shift = |s: &Segment| Segment { q: s.q.start - first_q..s.q.end - first_q, ..s.clone() };
-                let backward: Vec<Segment> = segments[n_prefixes..].iter().map(shift).collect();
-                compare(&segments, &backward, first, tile);
-                compare(&segments, &[], usize::MAX, tile);
-            }
-        }
-    }
-
-    #[test]
-    fn a_key_that_nobody_reads_is_still_written() {
-        let silent = Segment { q: 0..0, kv: 0..5, prefix: 0..0 };
-        let reader = Segment { q: 0..2, kv: 5..8, prefix: 0..3 };
-        let plan = plan(&[silent.clone(), reader.clone()], &[silent, reader], 0, 64).unwrap();
-        assert_eq!(plan.key_tiles, [[0, 3, 0, 1], [3, 2, 1, 1], [5, 3, 1, 2]]);
-        assert_eq!(plan.readers, [[0, 2, ALL_SEE, 0], [0, 2, -1, 0]]);
-    }
-
-    #[test]
-    fn impossible_segments_are_refused() {
-        let good = Segment { q: 0..2, kv: 4..6, prefix: 0..4 };
-        for (bad, why) in [
-            (Segment { q: 0..3, ..good.clone() }, "last tokens of their run"),
-            (Segment { prefix: 0..5, ..good.clone() }, "overlap"),
-            (Segment { kv: 4..usize::MAX, ..good.clone() }, "too many rows"),
-        ] {
-            let error = plan(&[bad], &[], 0, 64).unwrap_err().to_string();
-            assert!(error.contains(why), "{error}");
-        }
-        let error = plan(&[good.clone(), good], &[], 0, 64).unwrap_err().to_string();
-        assert!(error.contains("two segments"), "{error}");
-    }
 }
