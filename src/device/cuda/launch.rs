@@ -25,9 +25,11 @@ unsafe impl Send for Kernel {}
 unsafe impl Sync for Kernel {}
 
 /// Addresses of arguments, for [`Cuda::launch`].
+///
+/// Casts and not a function of the reference: so a `let` of the whole keeps values that have no name of their own alive.
 macro_rules! arguments {
     ($($argument:expr),* $(,)?) => {
-        &mut [$(std::ptr::from_ref(&$argument).cast_mut().cast::<std::ffi::c_void>()),*]
+        &mut [$(&$argument as *const _ as *mut std::ffi::c_void),*]
     };
 }
 pub(super) use arguments;
