@@ -15,7 +15,7 @@ pub fn cases(cuda: &Cuda) -> Result<Vec<Outcome>> {
             outcomes.push(case(cuda, &mask, p, rows, width)?);
         }
     }
-    // More rows than one launch has.
+    // More rows than a grid has blocks across.
     outcomes.push(case(cuda, &mask, 0.1, 65_537, 8)?);
     Ok(outcomes)
 }
