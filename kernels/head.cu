@@ -43,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) NAMED(yes_head)(const _
       const elem* const u[1] = {row + p.lora.column};
 #pragma unroll
       for (int i = 0; i < 8; i++) sum[0][i] = v[s][i];
-      add_lora<1, 8>(sum, u, p.lora.b + (size_t)at * p.lora.rank, p.lora.rank);
+      add_lora<1, 8>(sum, u, p.lora.b + at, p.width, p.lora.rank);
 #pragma unroll
       for (int i = 0; i < 8; i++) v[s][i] = rounded(sum[0][i]);
       store8(row + at, v[s]);

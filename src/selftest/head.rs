@@ -1,7 +1,9 @@
 //! The Yes head: both losses, with and without an adapter, training and scoring, logits far from zero.
 
 use super::norm::{backward, forward};
-use super::{Guarded, GuardedF32, Outcome, add_adapter, columns, epsilon, limit, random, relative_error, round};
+use super::{
+    Guarded, GuardedF32, Outcome, add_adapter, columns, epsilon, limit, random, relative_error, round, transposed,
+};
 use crate::device::cuda::head::{Head, HeadTraining, HeadWeights};
 use crate::device::cuda::lora::Adapter;
 use crate::device::cuda::{Cuda, Precision, Result};
@@ -67,8 +69,9 @@ fn case(
 
     let d_rows = Guarded::filled(cuda, n, total, total + 8, &rows)?;
     let d_w = Guarded::filled(cuda, 1, width, width, &w)?;
-    let (d_yes, d_no) = (Guarded::filled(cuda, 1, width, width, yes_row)?, Guarded::filled(cuda, 1, width, width, no_row)?);
-    let d_b = Guarded::filled(cuda, width, rank.max(8), rank.max(8), &b)?;
+    let (d_yes, d_no) =
+        (Guarded::filled(cuda, 1, width, width, yes_row)?, Guarded::filled(cuda, 1, width, width, no_row)?);
+    let d_b = Guarded::filled(cuda, rank, width, width, &transposed(&b, rank))?;
     let (scores, losses) = (GuardedF32::new(cuda, n)?, GuardedF32::new(cuda, n)?);
     let d_labels = GuardedF32::filled(cuda, &labels)?;
     let (d_x, y) = (Guarded::new(cuda, n, width, width + 16)?, Guarded::new(cuda, n, width, width)?);
@@ -79,12 +82,8 @@ fn case(
         eps: EPS,
     };
     let lora = (rank > 0).then(|| Adapter::new(first_u, rank, d_b.rows().address));
-    let trained = training.then(|| HeadTraining {
-        labels: d_labels.buffer(),
-        losses: losses.buffer(),
-        d_x: d_x.rows(),
-        weight,
-    });
+    let trained =
+        training.then(|| HeadTraining { labels: d_labels.buffer(), losses: losses.buffer(), d_x: d_x.rows(), weight });
     // Scoring gives the normed states too.
     let normed = (!training).then(|| y.rows());
     head.run(cuda, weights, d_rows.rows(), width, lora, scores.buffer(), normed, trained)?;

@@ -1,7 +1,9 @@
 //! LoRA's kernels: packing, d_u, the gradients of A and B, SwiGLU with adapters.
 
 use super::gemm::{factor, silu};
-use super::{Guarded, GuardedF32, Outcome, add_adapter, columns, epsilon, limit, random, relative_error, round};
+use super::{
+    Guarded, GuardedF32, Outcome, add_adapter, columns, epsilon, limit, random, relative_error, round, transposed,
+};
 use crate::device::cuda::lora::{Adapter, GradTarget, InputMask, Lora, Pack};
 use crate::device::cuda::mask::{Mask, mask_words};
 use crate::device::cuda::{Buffer, Cuda, Precision, Result};
@@ -34,25 +36,34 @@ pub fn cases(cuda: &Cuda) -> Result<Vec<Outcome>> {
     Ok(outcomes)
 }
 
-/// One launch for a table of matrices: padded in rows and columns, spread over every second row, scaled.
+/// One launch for a table of matrices: padded in rows and columns, transposed, into every second place, scaled.
 fn pack(cuda: &Cuda, lora: &Lora) -> Result<Vec<Outcome>> {
     let p = cuda.precision();
-    // rows, columns, padded rows, padded columns, spread, offset, scale
+    // rows, columns, padded rows, padded columns, transposed, spread, offset, scale
     let shapes = [
-        (5, 72, 8, 72, 1, 0, 1.0f32),
-        (72, 5, 72, 8, 2, 0, 4.0),
-        (72, 33, 72, 40, 2, 1, 0.3),
-        (1, 3, 1, 8, 1, 2, -1.5),
-        (200, 136, 208, 136, 1, 3, 1.0),
+        (5, 72, 8, 72, false, 1, 0, 1.0f32),
+        (72, 5, 72, 8, true, 1, 0, 4.0),
+        (72, 33, 72, 40, true, 2, 1, 0.3),
+        (72, 16, 72, 16, true, 2, 0, -1.5),
+        (1, 3, 1, 8, false, 1, 0, -1.5),
+        (200, 136, 208, 136, false, 1, 2, 1.0),
+        (1030, 64, 1032, 64, true, 1, 0, 2.0),
     ];
     let mut table = Vec::new();
     let mut held = Vec::new();
-    for (i, (rows, columns, rows_padded, columns_padded, spread, offset, scale)) in shapes.into_iter().enumerate() {
+    for (i, (rows, columns, rows_padded, columns_padded, transpose, spread, offset, scale)) in
+        shapes.into_iter().enumerate()
+    {
         let master = random(Precision::F32, rows * columns, i as u64);
         let from = Buffer::from_host(cuda, &master, "a master")?;
-        let to_rows = rows_padded * spread + offset;
-        let before = random(p, to_rows * columns_padded, 9);
-        let to = Guarded::filled(cuda, to_rows, columns_padded, columns_padded + 8, &before)?;
+        // What is written, with other rows or every second column around it.
+        let (to_rows, to_columns) =
+            if transpose { (columns_padded, rows_padded * spread) } else { (rows_padded + offset, columns_padded) };
+        let before = random(p, to_rows * to_columns, 9);
+        let to = Guarded::filled(cuda, to_rows, to_columns, to_columns + 8, &before)?;
+        let ld = to.rows().stride;
+        let steps = if transpose { [spread, ld, offset] } else { [ld, 1, offset * ld] };
+        let [row_step, column_step, first] = steps.map(|s| s as i32);
         table.push(Pack {
             from: from.address(),
             to: to.rows().address,
@@ -60,9 +71,9 @@ fn pack(cuda: &Cuda, lora: &Lora) -> Result<Vec<Outcome>> {
             columns: columns as i32,
             rows_padded: rows_padded as i32,
             columns_padded: columns_padded as i32,
-            ld: to.rows().stride as i32,
-            spread: spread as i32,
-            offset: offset as i32,
+            row_step,
+            column_step,
+            offset: first,
             scale,
         });
         let mut want = columns_of(&before);
@@ -70,10 +81,15 @@ fn pack(cuda: &Cuda, lora: &Lora) -> Result<Vec<Outcome>> {
             for c in 0..columns_padded {
                 let inside = r < rows && c < columns;
                 let value = if inside { round(p, master[r * columns + c] * scale) } else { 0.0 };
-                want[(r * spread + offset) * columns_padded + c] = f64::from(value);
+                let (to_r, to_c) = if transpose { (c, r * spread + offset) } else { (r + offset, c) };
+                want[to_r * to_columns + to_c] = f64::from(value);
             }
         }
-        held.push((from, to, want, format!("{rows} x {columns} to {rows_padded} x {columns_padded}, rows {spread} i + {offset}")));
+        let case = format!(
+            "{rows} x {columns} to {rows_padded} x {columns_padded}{}, {spread} i + {offset}",
+            if transpose { " transposed" } else { "" }
+        );
+        held.push((from, to, want, case));
     }
     lora.pack(cuda, &Buffer::from_host(cuda, &table, "a table")?)?;
     held.into_iter()
@@ -95,7 +111,7 @@ fn d_u(cuda: &Cuda, lora: &Lora, n: usize, width: usize, rank: usize, beside: bo
     let total = width + if beside { rank + 8 } else { 0 };
     let (rows, b) = (random(p, n * total, 1), random(p, width * rank, 2));
     let d_rows = Guarded::filled(cuda, n, total, total + 8, &rows)?;
-    let db = Guarded::filled(cuda, width, rank, rank, &b)?;
+    let db = Guarded::filled(cuda, rank, width, width, &transposed(&b, rank))?;
     let apart = Guarded::new(cuda, n, rank, rank + 8)?;
     let out = if beside { d_rows.rows().columns(width + 8, rank) } else { apart.rows() };
     lora.d_u(cuda, d_rows.rows().columns(0, width), db.rows().address, out)?;
@@ -165,8 +181,7 @@ fn gradient_of_a(
         }
     }
     let applied = masked.then(|| InputMask { mask: mask.address(), scale: dropout.scale() });
-    let target =
-        GradTarget { to: to.buffer().address(), rank, is_b: false, scale: 1.0, stride: 1, offset: 0 };
+    let target = GradTarget { to: to.buffer().address(), rank, is_b: false, scale: 1.0, stride: 1, offset: 0 };
     lora.gradient(cuda, d_u.rows().columns(8, padded), d_x.rows(), applied, partials.buffer(), &[target])?;
     let mut want = outer(&columns(&u, padded + 16, 8, rank), &dropped, n);
     want.iter_mut().zip(&before).for_each(|(w, b)| *w += f64::from(*b));
@@ -228,7 +243,7 @@ fn swiglu(cuda: &Cuda, lora: &Lora, n: usize, width: usize, [r_gate, r_up]: [usi
         b[other].fill(0.0);
     }
     let rows = Guarded::filled(cuda, n, total, total + 8, &before)?;
-    let db = Guarded::filled(cuda, 2 * width, rank, rank, &b)?;
+    let db = Guarded::filled(cuda, rank, 2 * width, 2 * width, &transposed(&b, rank))?;
     let act = Guarded::new(cuda, n, width, width + 8)?;
     lora.swiglu(cuda, rows.rows(), act.rows(), Adapter::new(first_u, rank, db.rows().address))?;
     let mut gate_up = columns(&before, total, 0, 2 * width);

@@ -105,6 +105,11 @@ pub(crate) fn add_adapter(y: &mut [f64], width: usize, u: &[f64], b: &[f64]) {
     }
 }
 
+/// B `[width, rank]` as packed for the kernels: `[rank, width]`.
+pub(crate) fn transposed(b: &[f32], rank: usize) -> Vec<f32> {
+    (0..rank).flat_map(|k| b.iter().skip(k).step_by(rank).copied()).collect()
+}
+
 /// Gradient of `f` by central differences: what the oracles' own gradients are held against.
 #[cfg(test)]
 pub(crate) fn differences(f: impl Fn(&[f64]) -> f64, at: &[f64]) -> Vec<f64> {

@@ -1,6 +1,6 @@
 //! RMSNorm: forward with and without an adapter, again from saved factors, and backward.
 
-use super::{Guarded, GuardedF32, Outcome, add_adapter, columns, epsilon, limit, random, relative_error};
+use super::{Guarded, GuardedF32, Outcome, add_adapter, columns, epsilon, limit, random, relative_error, transposed};
 use crate::device::cuda::lora::Adapter;
 use crate::device::cuda::norm::Norm;
 use crate::device::cuda::{Cuda, Result};
@@ -51,7 +51,7 @@ fn forwards(cuda: &Cuda, norm: &Norm, n: usize, width: usize, rank: usize) -> Re
     let (rows, w, b) = (random(p, n * total, 1), random(p, width, 2), random(p, width * rank, 3));
     let d_rows = Guarded::filled(cuda, n, total, total + 8, &rows)?;
     let d_w = Guarded::filled(cuda, 1, width, width, &w)?;
-    let d_b = Guarded::filled(cuda, width, rank.max(8), rank.max(8), &b)?;
+    let d_b = Guarded::filled(cuda, rank, width, width, &transposed(&b, rank))?;
     let (h, again) = (Guarded::new(cuda, n, width, width + 16)?, Guarded::new(cuda, n, width, width)?);
     let inv_rms = GuardedF32::new(cuda, n)?;
     let lora = (rank > 0).then(|| Adapter::new(first_u, rank, d_b.rows().address));
@@ -82,7 +82,13 @@ fn forwards(cuda: &Cuda, norm: &Norm, n: usize, width: usize, rank: usize) -> Re
     let roundings = if rank > 0 { 2.0 } else { 1.0 };
     let limit = limit(p, width + rank) + 2.0 * roundings * epsilon(p);
     let contained = inside && kept && r_inside && h_inside && again_inside;
-    Ok(Outcome { operation: "rms_norm", case: format!("forward n {n} width {width} rank {rank}"), error, limit, contained })
+    Ok(Outcome {
+        operation: "rms_norm",
+        case: format!("forward n {n} width {width} rank {rank}"),
+        error,
+        limit,
+        contained,
+    })
 }
 
 fn backwards(cuda: &Cuda, norm: &Norm, n: usize, width: usize) -> Result<Outcome> {
@@ -93,7 +99,8 @@ fn backwards(cuda: &Cuda, norm: &Norm, n: usize, width: usize) -> Result<Outcome
     let factors: Vec<f32> = factors(&wide(&x), width, f64::from(EPS)).iter().map(|r| *r as f32).collect();
     let inv_rms = GuardedF32::filled(cuda, &factors)?;
     let dd_x = Guarded::filled(cuda, n, width, width + 24, &d_x)?;
-    let (dx, dh) = (Guarded::filled(cuda, n, width, width + 8, &x)?, Guarded::filled(cuda, n, width, width + 16, &d_h)?);
+    let (dx, dh) =
+        (Guarded::filled(cuda, n, width, width + 8, &x)?, Guarded::filled(cuda, n, width, width + 16, &d_h)?);
     let dw = Guarded::filled(cuda, 1, width, width, &w)?;
     norm.backward(cuda, dx.rows(), dw.rows().address, inv_rms.buffer(), dh.rows(), dd_x.rows())?;
     let mut want = backward(&wide(&x), &wide(&w), f64::from(EPS), &wide(&d_h));

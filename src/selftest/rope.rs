@@ -1,6 +1,6 @@
 //! Rotary embedding with adapters: every head size, grouped queries, parts with and without an adapter.
 
-use super::{Guarded, Outcome, add_adapter, columns, epsilon, limit, random, relative_error};
+use super::{Guarded, Outcome, add_adapter, columns, epsilon, limit, random, relative_error, transposed};
 use crate::device::cuda::lora::Adapter;
 use crate::device::cuda::rope::{Part, Rope};
 use crate::device::cuda::{Buffer, Cuda, Result};
@@ -80,7 +80,8 @@ pub fn cases(cuda: &Cuda) -> Result<Vec<Outcome>> {
         for (i, ranks) in ranks.into_iter().enumerate() {
             // Rows come four a block.
             let n = [1, 5, 7, 8, 4][i];
-            let angles = Angles { positions: (0..n as u32).map(|t| (t * 37 + 11) % 64).collect(), inv_freq: inv_freq.clone() };
+            let angles =
+                Angles { positions: (0..n as u32).map(|t| (t * 37 + 11) % 64).collect(), inv_freq: inv_freq.clone() };
             for backward in [false, true] {
                 outcomes.push(case(cuda, &rope, &angles, [n_heads, n_kv_heads], ranks, backward)?);
             }
@@ -118,7 +119,7 @@ fn case(
     let mut packed = Vec::new();
     for o in &oracles {
         let b: Vec<f32> = o.b.iter().map(|b| *b as f32).collect();
-        let d_b = Guarded::filled(cuda, o.width(angles), o.rank.max(8), o.rank.max(8), &b)?;
+        let d_b = Guarded::filled(cuda, o.rank, o.width(angles), o.width(angles), &transposed(&b, o.rank))?;
         let lora = (o.rank > 0).then(|| Adapter::new(o.u, o.rank, d_b.rows().address));
         parts.push(if o.turned { Part::turned(o.column, o.heads, lora) } else { Part::plain(o.column, o.heads, lora) });
         packed.push(d_b);

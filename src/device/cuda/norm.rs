@@ -18,7 +18,12 @@ pub struct Norm {
 
 fn check(x: Rows, others: &[Rows], inv_rms: &Buffer<f32>, width: usize) -> Result<()> {
     let shapes = others.iter().all(|o| o.rows >= x.rows && o.columns >= width && o.is_aligned());
-    let ok = shapes && x.is_aligned() && width % 8 == 0 && width <= MAX_WIDTH && inv_rms.len() >= x.rows;
+    let ok = shapes
+        && x.columns >= width
+        && x.is_aligned()
+        && width % 8 == 0
+        && width <= MAX_WIDTH
+        && inv_rms.len() >= x.rows;
     require(ok, "rms_norm", || {
         format!("width {width} (a multiple of 8, at most {MAX_WIDTH}) on {x:?}, {others:?}, {} factors", inv_rms.len())
     })
@@ -68,6 +73,7 @@ impl Norm {
         let width = h.columns;
         check(x, &[h], inv_rms, width)?;
         let lora = lora.unwrap_or(Adapter::NONE);
+        lora.check("rms_norm", x)?;
         let (ldx, ldh) = (x.stride as i32, h.stride as i32);
         let arguments =
             arguments![x.address, ldx, w, h.address, ldh, inv_rms.address(), width as i32, eps, reuse, lora];
