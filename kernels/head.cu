@@ -43,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) NAMED(yes_head)(const _
       const elem* const u[1] = {row + p.lora.column};
 #pragma unroll
       for (int i = 0; i < 8; i++) sum[0][i] = v[s][i];
-      add_lora<1, 8>(sum, u, p.lora.b + (size_t)at * p.lora.rank, p.lora.rank);
+      add_lora<1, 8>(sum, u, p.lora.b + at, p.width, p.lora.rank);
 #pragma unroll
       for (int i = 0; i < 8; i++) v[s][i] = rounded(sum[0][i]);
       store8(row + at, v[s]);
@@ -78,9 +78,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) NAMED(yes_head)(const _
   const float sum = block_sum<THREADS / 32>(dot, scratch), z = r * sum;
   if (threadIdx.x == 0 && p.scores) p.scores[n] = z;
   if (!p.d_x) return;
-  const float label = p.labels[n], tail = log1pf(expf(-fabsf(z)));
-  if (threadIdx.x == 0) p.losses[n] = fmaxf(z, 0.f) + tail - label * z;
-  const float d_z = p.weight * (1.f / (1.f + expf(-z)) - label), c = sum / p.width * r * r;
+  // With e = e^−|z| neither overflows, and where the answer is right nothing cancels.
+  const float label = p.labels[n], e = expf(-fabsf(z));
+  if (threadIdx.x == 0) p.losses[n] = fmaxf(z, 0.f) - label * z + log1pf(e);
+  const float larger = 1.f / (1.f + e), yes = z < 0.f ? e * larger : larger, no = z < 0.f ? larger : e * larger;
+  const float d_z = p.weight * ((1.f - label) * yes - label * no), c = sum / p.width * r * r;
 #pragma unroll
   for (int s = 0; s < SPANS; s++) {
     const int at = s * SPAN + threadIdx.x * 8;

@@ -1,49 +1,58 @@
 // LoRA's own kernels: packing the float32 masters, d_u where no other kernel can give it, and the gradients of A and B.
+#include "lora.cuh"
 #include "mma.cuh"
 #include "reduce.cuh"
 
-// A float32 matrix [rows, columns] as elements in the first rows and columns of [rows_padded, columns_padded] with zeros around,
-// times `scale`; row r goes to row r · spread + offset. The weights of one launch are a table.
+// A float32 matrix [rows, columns] times `scale` as elements, with zeros up to [rows_padded, columns_padded]: (r, c) goes to element
+// offset + r · row_step + c · column_step. A keeps its rows; B is transposed (row_step 1, or 2 where gate and up lie in turn).
+// The weights of one launch are a table.
 struct Pack {
   const float* from;
   elem* to;
-  int rows, columns, rows_padded, columns_padded, ld, spread, offset;
+  int rows, columns, rows_padded, columns_padded, row_step, column_step, offset;
   float scale;
 };
 
+// Squares of 32 × 32 pass through shared memory, so that loads and stores both run along the rows of their matrix.
 // Grid: entries × 64; block: 256.
 extern "C" __global__ void __launch_bounds__(256) NAMED(lora_pack)(const Pack* __restrict__ table) {
+  __shared__ float square[32][33];
   const Pack p = table[blockIdx.x];
-  const int total = p.rows_padded * p.columns_padded;
-  for (int i = blockIdx.y * 256 + threadIdx.x; i < total; i += gridDim.y * 256) {
-    const int r = i / p.columns_padded, c = i % p.columns_padded;
-    const float v = r < p.rows && c < p.columns ? p.from[(size_t)r * p.columns + c] * p.scale : 0.f;
-    p.to[((size_t)r * p.spread + p.offset) * p.ld + c] = narrow<elem>(v);
+  const int x = threadIdx.x % 32, across = (p.columns_padded + 31) / 32, squares = (p.rows_padded + 31) / 32 * across;
+  const bool transposed = p.row_step < p.column_step;
+  for (int i = blockIdx.y; i < squares; i += gridDim.y) {
+    const int r0 = i / across * 32, c0 = i % across * 32;
+    __syncthreads();
+    for (int y = threadIdx.x / 32; y < 32; y += 8) {
+      const int r = r0 + y, c = c0 + x;
+      square[y][x] = r < p.rows && c < p.columns ? p.from[(size_t)r * p.columns + c] * p.scale : 0.f;
+    }
+    __syncthreads();
+    for (int y = threadIdx.x / 32; y < 32; y += 8) {
+      const int r = transposed ? x : y, c = transposed ? y : x;
+      if (r0 + r < p.rows_padded && c0 + c < p.columns_padded) {
+        p.to[p.offset + (size_t)(r0 + r) * p.row_step + (size_t)(c0 + c) * p.column_step] = narrow<elem>(square[r][c]);
+      }
+    }
   }
 }
 
-// d_u = d_y B: d_y [n, ld], B [width, rank] packed, d_u written at column `column` of the rows of `out`. Targets whose d_y no
+// d_u = d_y B: d_y [n, ld], B [rank, width] packed, d_u written at column `column` of the rows of `out`. Targets whose d_y no
 // row kernel holds (o, gate, up, down). Grid: rows; block: 256.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 3)
     NAMED(lora_d_u)(const elem* d_y, int ld, const elem* __restrict__ b, int width, int rank, elem* out, int ld_out) {
   __shared__ float partial[8][8];
   const elem* const row = d_y + (size_t)blockIdx.x * ld;
   for (int k = 0; k < rank; k += 8) {
-    float sum[8] = {};
+    float sum[1][8] = {};
     for (int at = threadIdx.x * 8; at < width; at += 256 * 8) {
-      float d[8];
-      load8(row + at, d);
-#pragma unroll
-      for (int c = 0; c < 8; c++) {
-        float bk[8];
-        load8(b + (size_t)(at + c) * rank + k, bk);
-#pragma unroll
-        for (int e = 0; e < 8; e++) sum[e] = fmaf(d[c], bk[e], sum[e]);
-      }
+      float d[1][8];
+      load8(row + at, d[0]);
+      add_d_u<1, 8>(sum, d, b + (size_t)k * width + at, width);
     }
 #pragma unroll
     for (int e = 0; e < 8; e++) {
-      const float total = warp_sum(sum[e]);
+      const float total = warp_sum(sum[0][e]);
       if ((threadIdx.x & 31) == 0) partial[threadIdx.x / 32][e] = total;
     }
     __syncthreads();
@@ -136,14 +145,21 @@ extern "C" __global__ void __launch_bounds__(128) NAMED(lora_grad_64)(const __gr
 extern "C" __global__ void __launch_bounds__(256)
     NAMED(lora_grad_sum)(const float* __restrict__ partials, float* __restrict__ to, int splits, int rank, int columns,
                          int transposed, float scale, int stride, int offset) {
+  __shared__ float totals[RANK][COLUMNS + 1];
+  const int c0 = blockIdx.x * COLUMNS;
   for (int i = threadIdx.x; i < rank * COLUMNS; i += 256) {
-    // The order that makes the stores neighbours.
-    const int r = transposed ? i % rank : i / COLUMNS, column = transposed ? i / rank : i % COLUMNS;
-    const int c = blockIdx.x * COLUMNS + column;
-    if (c >= columns || c % stride != offset) continue;
+    const int r = i / COLUMNS, column = i % COLUMNS;
     float sum = 0.f;
     for (int s = 0; s < splits; s++) sum += partials[(((size_t)s * gridDim.x + blockIdx.x) * RANK + r) * COLUMNS + column];
-    const int place = c / stride, places = columns / stride;
-    to[transposed ? (size_t)place * rank + r : (size_t)r * places + place] += scale * sum;
+    totals[r][column] = sum;
+  }
+  __syncthreads();
+  const int places = columns / stride;
+  for (int i = threadIdx.x; i < rank * COLUMNS; i += 256) {
+    // The order that makes neighbours of what is added to.
+    const int r = transposed ? i % rank : i / COLUMNS, column = transposed ? i / rank : i % COLUMNS, c = c0 + column;
+    if (c >= columns || c % stride != offset) continue;
+    const int place = c / stride;
+    to[transposed ? (size_t)place * rank + r : (size_t)r * places + place] += scale * totals[r][column];
   }
 }

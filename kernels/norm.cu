@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
       const elem* const u[1] = {row + lora.column};
 #pragma unroll
       for (int i = 0; i < 8; i++) y[0][i] = v[s][i];
-      add_lora<1, 8>(y, u, lora.b + (size_t)at * lora.rank, lora.rank);
+      add_lora<1, 8>(y, u, lora.b + at, width, lora.rank);
 #pragma unroll
       for (int i = 0; i < 8; i++) v[s][i] = rounded(y[0][i]);
       store8(row + at, v[s]);

@@ -5,8 +5,8 @@
 //
 // Rows hold parts side by side; a part is `heads` heads of `head_dim`, turned or not (v), with or without an adapter whose u lies
 // in the same row. In place. The angles' cosines and sines come from a table, [n_positions, head_dim / 2] float2, in float32.
-// Read: positions [n], table. Read and written: rows [n, ld]. Grid: blocks of ROWS rows; block: 256 threads. head_dim / 2 is a
-// multiple of G elements that a thread takes from each half of a head: 8, or 4 for small models.
+// Read: positions [n], table. Read and written: rows [n, ld]. Grid: blocks of ROWS rows; block: 256 threads. head_dim / 2 is at
+// most 128, and a multiple of the G elements that a thread takes from each half of a head: 8, or 4 for small models.
 #include "lora.cuh"
 #include "reduce.cuh"
 
@@ -14,6 +14,8 @@ constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
 constexpr int ROWS = 4;
 constexpr int PARTS = 3;
+// Of the largest head.
+constexpr int MAX_HALF = 128;
 
 struct Part {
   int column;  // first column of the part
@@ -30,39 +32,28 @@ struct Rope {
   Part parts[PARTS];
 };
 
-template <int G> __device__ __forceinline__ void load_group(const elem* p, float (&v)[G]) {
-  if constexpr (G == 8) {
-    load8(p, v);
-  } else {
-#pragma unroll
-    for (int i = 0; i < G; i += 2) {
-      const float2 pair = load_pair(p + i);
-      v[i] = pair.x, v[i + 1] = pair.y;
-    }
-  }
-}
-
-template <int G> __device__ __forceinline__ void store_group(elem* p, const float (&v)[G]) {
-  if constexpr (G == 8) {
-    store8(p, v);
-  } else {
-#pragma unroll
-    for (int i = 0; i < G; i += 2) store_pair(p + i, v[i], v[i + 1]);
-  }
+// Place of angles 2q and 2q + 1 of a thread's group: such that neighbouring threads read, and write, different banks.
+template <int G> __device__ __forceinline__ int angle_at(int group, int q) {
+  constexpr int PAIRS = G / 2;
+  return group * PAIRS + (q ^ (group / (8 / PAIRS) % PAIRS));
 }
 
 // Turns pairs of a head: (a, b) ← (a cos − b sin, b cos + a sin), or back with the sign of sin changed.
 template <int G>
-__device__ __forceinline__ void turn(float (&a)[ROWS][G], float (&b)[ROWS][G], const Rope& p, int row0, int i, float sign) {
+__device__ __forceinline__ void turn(float (&a)[ROWS][G], float (&b)[ROWS][G], const float4 (&angles)[ROWS][MAX_HALF / 2], int group,
+                                     float sign) {
 #pragma unroll
   for (int r = 0; r < ROWS; r++) {
-    if (row0 + r >= p.n) break;
-    const float2* const angle = p.table + (size_t)p.positions[row0 + r] * (p.head_dim / 2) + i;
 #pragma unroll
-    for (int g = 0; g < G; g++) {
-      const float cos = angle[g].x, sin = sign * angle[g].y, x = a[r][g], y = b[r][g];
-      a[r][g] = x * cos - y * sin;
-      b[r][g] = y * cos + x * sin;
+    for (int q = 0; q < G / 2; q++) {
+      const float4 angle = angles[r][angle_at<G>(group, q)];
+      const float cos[2] = {angle.x, angle.z}, sin[2] = {sign * angle.y, sign * angle.w};
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const float x = a[r][2 * q + h], y = b[r][2 * q + h];
+        a[r][2 * q + h] = x * cos[h] - y * sin[h];
+        b[r][2 * q + h] = y * cos[h] + x * sin[h];
+      }
     }
   }
 }
@@ -70,14 +61,22 @@ __device__ __forceinline__ void turn(float (&a)[ROWS][G], float (&b)[ROWS][G], c
 template <int G, bool BACKWARD> __device__ __forceinline__ void rope(const Rope& p) {
   // Partial sums of d_u: [warps][rows × 8].
   __shared__ float partial[WARPS][ROWS * 8];
+  // The rows' angles, which all heads of q and k read.
+  __shared__ float4 angles[ROWS][MAX_HALF / 2];
   const int row0 = blockIdx.x * ROWS, half = p.head_dim / 2;
+  for (int i = threadIdx.x; i < ROWS * half / 2; i += THREADS) {
+    const int r = i / (half / 2), pair = i % (half / 2);
+    const float2* const from = p.table + (size_t)p.positions[min(row0 + r, p.n - 1)] * half;
+    angles[r][angle_at<G>(pair / (G / 2), pair % (G / 2))] = reinterpret_cast<const float4*>(from)[pair];
+  }
+  __syncthreads();
   elem* row[ROWS];
 #pragma unroll
   for (int r = 0; r < ROWS; r++) row[r] = p.rows + (size_t)min(row0 + r, p.n - 1) * p.ld;
   for (int q = 0; q < PARTS; q++) {
     const Part& part = p.parts[q];
     if (part.heads == 0 || (!part.turned && part.lora.rank == 0)) continue;
-    const int groups = half / G, items = part.heads * groups;
+    const int groups = half / G, items = part.heads * groups, out = part.heads * p.head_dim;
     const elem* u[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; r++) u[r] = row[r] + part.lora.column;
@@ -87,19 +86,19 @@ template <int G, bool BACKWARD> __device__ __forceinline__ void rope(const Rope&
         float a[ROWS][G], b[ROWS][G];
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-          load_group<G>(row[r] + part.column + first, a[r]);
-          load_group<G>(row[r] + part.column + first + half, b[r]);
+          load_n<G>(row[r] + part.column + first, a[r]);
+          load_n<G>(row[r] + part.column + first + half, b[r]);
         }
         if (!BACKWARD && part.lora.rank) {
-          add_lora<ROWS, G>(a, u, part.lora.b + (size_t)first * part.lora.rank, part.lora.rank);
-          add_lora<ROWS, G>(b, u, part.lora.b + (size_t)(first + half) * part.lora.rank, part.lora.rank);
+          add_lora<ROWS, G>(a, u, part.lora.b + first, out, part.lora.rank);
+          add_lora<ROWS, G>(b, u, part.lora.b + first + half, out, part.lora.rank);
         }
-        if (part.turned) turn<G>(a, b, p, row0, i, BACKWARD ? -1.f : 1.f);
+        if (part.turned) turn<G>(a, b, angles, i / G, BACKWARD ? -1.f : 1.f);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
           if (row0 + r >= p.n) break;
-          store_group<G>(row[r] + part.column + first, a[r]);
-          store_group<G>(row[r] + part.column + first + half, b[r]);
+          store_n<G>(row[r] + part.column + first, a[r]);
+          store_n<G>(row[r] + part.column + first + half, b[r]);
         }
       }
     }
@@ -113,17 +112,8 @@ template <int G, bool BACKWARD> __device__ __forceinline__ void rope(const Rope&
           for (int h = 0; h < 2; h++) {
             float d[ROWS][G];
 #pragma unroll
-            for (int r = 0; r < ROWS; r++) load_group<G>(row[r] + part.column + first + h * half, d[r]);
-#pragma unroll
-            for (int g = 0; g < G; g++) {
-              float b[8];
-              load8(part.lora.b + (size_t)(first + h * half + g) * part.lora.rank + k, b);
-#pragma unroll
-              for (int r = 0; r < ROWS; r++) {
-#pragma unroll
-                for (int e = 0; e < 8; e++) sum[r][e] = fmaf(d[r][g], b[e], sum[r][e]);
-              }
-            }
+            for (int r = 0; r < ROWS; r++) load_n<G>(row[r] + part.column + first + h * half, d[r]);
+            add_d_u<ROWS, G>(sum, d, part.lora.b + (size_t)k * out + first + h * half, out);
           }
         }
 #pragma unroll

@@ -10,16 +10,18 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                       elem* __restrict__ x, int ldx, int width) {
   const int source = sources[blockIdx.x];
   elem* const to = x + (size_t)blockIdx.x * ldx;
-  for (int at = threadIdx.x * 8; at < width; at += THREADS * 8) {
-    float v[8];
-    if (source >= 0) {
+  if (source >= 0) {
+    for (int at = threadIdx.x * 8; at < width; at += THREADS * 8) {
+      float v[8];
       load8(embed + (size_t)source * width + at, v);
-    } else {
-      const float* const from = vectors + (size_t)(-1 - source) * width + at;
-      const float4 lo = *reinterpret_cast<const float4*>(from), hi = *reinterpret_cast<const float4*>(from + 4);
-      v[0] = lo.x, v[1] = lo.y, v[2] = lo.z, v[3] = lo.w, v[4] = hi.x, v[5] = hi.y, v[6] = hi.z, v[7] = hi.w;
+      store8(to + at, v);
     }
-    store8(to + at, v);
+  } else {
+    // Four at a time: one 16-byte access of float32.
+    for (int at = threadIdx.x * 4; at < width; at += THREADS * 4) {
+      const float4 v = *reinterpret_cast<const float4*>(vectors + (size_t)(-1 - source) * width + at);
+      store_n<4>(to + at, {v.x, v.y, v.z, v.w});
+    }
   }
 }
 
@@ -29,11 +31,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                       int width) {
   const elem* const from = d_x + (size_t)rows[blockIdx.x] * ldd;
   float* const to = d_vectors + (size_t)blockIdx.x * width;
-  for (int at = threadIdx.x * 8; at < width; at += THREADS * 8) {
-    float v[8];
-    load8(from + at, v);
+  for (int at = threadIdx.x * 4; at < width; at += THREADS * 4) {
+    float v[4];
+    load_n<4>(from + at, v);
     *reinterpret_cast<float4*>(to + at) = make_float4(v[0], v[1], v[2], v[3]);
-    *reinterpret_cast<float4*>(to + at + 4) = make_float4(v[4], v[5], v[6], v[7]);
   }
 }
 

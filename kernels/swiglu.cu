@@ -1,8 +1,8 @@
 // SwiGLU where gate or up carry an adapter: gate_up += u Bᵀ, then act = silu(gate) · up. Without adapters it is the epilogue of
 // the product (gemm.cu).
 //
-// Rows of gate_up are gate and up in turn, [n, 2 width]; u of gate and up side by side in the same rows, and B [2 width, rank] has
-// zeros where a row's adapter is the other one. Read and written: gate_up (whole, for backward). Written: act [n, width].
+// Rows of gate_up are gate and up in turn, [n, 2 width]; u of gate and up side by side in the same rows, and B [rank, 2 width] has
+// zeros where a column's adapter is the other one. Read and written: gate_up (whole, for backward). Written: act [n, width].
 // Grid: column spans × blocks of ROWS rows; block: 256 threads of 8 columns. The width is a multiple of 8.
 #include "lora.cuh"
 
@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     load8(row + column, v[r]);
     u[r] = row + lora.column;
   }
-  add_lora<ROWS, 8>(v, u, lora.b + (size_t)column * lora.rank, lora.rank);
+  add_lora<ROWS, 8>(v, u, lora.b + column, 2 * width, lora.rank);
 #pragma unroll
   for (int r = 0; r < ROWS; r++) {
     if (row0 + r >= n) break;

@@ -95,3 +95,32 @@ __device__ __forceinline__ void store8(elem* p, const float (&v)[8]) {
     store_vec(p + h * VEC, part);
   }
 }
+
+// N neighbouring elements, 4 at a boundary of 4 elements or 8 at one of 8.
+template <int N> __device__ __forceinline__ void load_n(const elem* p, float (&v)[N]) {
+  static_assert(N == 4 || N == 8, "one 8-byte or 16-byte access of bf16");
+  if constexpr (N == 8) {
+    load8(p, v);
+  } else {
+#ifdef COLLM_F32
+    load_vec(p, v);
+#else
+    const uint2 raw = *reinterpret_cast<const uint2*>(p);
+    v[0] = __uint_as_float(raw.x << 16), v[1] = __uint_as_float(raw.x & 0xffff0000u);
+    v[2] = __uint_as_float(raw.y << 16), v[3] = __uint_as_float(raw.y & 0xffff0000u);
+#endif
+  }
+}
+
+template <int N> __device__ __forceinline__ void store_n(elem* p, const float (&v)[N]) {
+  static_assert(N == 4 || N == 8, "one 8-byte or 16-byte access of bf16");
+  if constexpr (N == 8) {
+    store8(p, v);
+  } else {
+#ifdef COLLM_F32
+    store_vec(p, v);
+#else
+    *reinterpret_cast<uint2*>(p) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+#endif
+  }
+}

@@ -30,7 +30,7 @@ pub(super) fn factor(d: &Dropout, module: u32, token: u32, feature: usize, width
     if words[feature / quarter] < d.threshold() { 0.0 } else { f64::from(d.scale()) }
 }
 
-fn silu(x: f64) -> f64 {
+pub(super) fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
 

@@ -6,6 +6,12 @@
 
 pub mod attention;
 pub mod gemm;
+pub mod head;
+pub mod lora;
+pub mod mask;
+pub mod norm;
+pub mod rope;
+pub mod rows;
 
 use crate::device::cuda::memory::{Elements, from_elements, to_elements};
 use crate::device::cuda::{Buffer, Cuda, Precision, Result, Rows};
@@ -38,6 +44,12 @@ pub fn run(cuda: &Cuda) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     outcomes.extend(gemm::cases(cuda)?);
     outcomes.extend(attention::cases(cuda)?);
+    outcomes.extend(norm::cases(cuda)?);
+    outcomes.extend(rope::cases(cuda)?);
+    outcomes.extend(lora::cases(cuda)?);
+    outcomes.extend(rows::cases(cuda)?);
+    outcomes.extend(head::cases(cuda)?);
+    outcomes.extend(mask::cases(cuda)?);
     Ok(outcomes)
 }
 
@@ -78,6 +90,48 @@ pub(crate) fn epsilon(precision: Precision) -> f64 {
 pub(crate) fn limit(precision: Precision, terms: usize) -> f64 {
     let sum = f64::from(f32::EPSILON) * (terms as f64).sqrt().max(4.0);
     2.0 * (epsilon(precision) + sum)
+}
+
+/// Columns `first..first + count` of a dense matrix of `width` columns, for an oracle.
+pub(crate) fn columns(values: &[f32], width: usize, first: usize, count: usize) -> Vec<f64> {
+    values.chunks_exact(width).flat_map(|row| &row[first..first + count]).map(|&x| f64::from(x)).collect()
+}
+
+/// `y += u Bᵀ`: `y: [n, width]`, `u: [n, rank]`, `b: [width, rank]`.
+pub(crate) fn add_adapter(y: &mut [f64], width: usize, u: &[f64], b: &[f64]) {
+    let rank = b.len() / width;
+    for (y, u) in y.chunks_exact_mut(width).zip(u.chunks_exact(rank)) {
+        for (y, b) in y.iter_mut().zip(b.chunks_exact(rank)) {
+            *y += u.iter().zip(b).map(|(u, b)| u * b).sum::<f64>();
+        }
+    }
+}
+
+/// B `[width, rank]` as packed for the kernels: `[rank, width]`.
+pub(crate) fn transposed(b: &[f32], rank: usize) -> Vec<f32> {
+    (0..rank).flat_map(|k| b.iter().skip(k).step_by(rank).copied()).collect()
+}
+
+/// Gradient of `f` by central differences: what the oracles' own gradients are held against.
+#[cfg(test)]
+pub(crate) fn differences(f: impl Fn(&[f64]) -> f64, at: &[f64]) -> Vec<f64> {
+    const STEP: f64 = 1e-5;
+    let moved = |i: usize, by: f64| {
+        let mut x = at.to_vec();
+        x[i] += by;
+        f(&x)
+    };
+    (0..at.len()).map(|i| (moved(i, STEP) - moved(i, -STEP)) / (2.0 * STEP)).collect()
+}
+
+/// Every number within 1e-8 of the largest.
+#[cfg(test)]
+pub(crate) fn assert_close(got: &[f64], want: &[f64]) {
+    assert_eq!(got.len(), want.len());
+    let largest = want.iter().fold(1e-30f64, |m, x| m.max(x.abs()));
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((g - w).abs() <= 1e-8 * largest, "element {i}: {g} for {w}, the largest {largest}");
+    }
 }
 
 const SENTINEL: u8 = 0x5a;
@@ -136,6 +190,40 @@ impl Guarded {
             values.extend(from_elements(self.precision, used));
             contained &= rest.iter().all(|&b| b == SENTINEL);
         }
+        Ok((values, contained))
+    }
+}
+
+/// Float32 numbers on the device with sentinels behind them; they start as sentinels too. Operations take such arrays by their
+/// beginning, so nothing lies before: that is for the bounds checks of the emulator.
+pub(crate) struct GuardedF32 {
+    buffer: Buffer<f32>,
+    len: usize,
+}
+
+impl GuardedF32 {
+    /// `len` numbers to be written.
+    pub fn new(cuda: &Cuda, len: usize) -> Result<Self> {
+        let sentinels = vec![f32::from_le_bytes([SENTINEL; 4]); len + MARGIN / 4];
+        Ok(GuardedF32 { buffer: Buffer::from_host(cuda, &sentinels, "a test")?, len })
+    }
+
+    /// Holding `values`.
+    pub fn filled(cuda: &Cuda, values: &[f32]) -> Result<Self> {
+        let mut guarded = GuardedF32::new(cuda, values.len())?;
+        guarded.buffer.upload(cuda, values)?;
+        Ok(guarded)
+    }
+
+    /// As an operand.
+    pub fn buffer(&self) -> &Buffer<f32> {
+        &self.buffer
+    }
+
+    /// The numbers, and whether all that lies behind them is untouched.
+    pub fn read(&self, cuda: &Cuda) -> Result<(Vec<f32>, bool)> {
+        let mut values = self.buffer.download(cuda, self.buffer.len())?;
+        let contained = values.split_off(self.len).iter().all(|x| x.to_le_bytes() == [SENTINEL; 4]);
         Ok((values, contained))
     }
 }

@@ -90,6 +90,8 @@ impl Head {
                 && t.d_x.is_aligned()
         });
         require(ok, "yes_head", || format!("width {width} of {x:?}, y {y:?}, {training:?}"))?;
+        let lora = lora.unwrap_or(Adapter::NONE);
+        lora.check("yes_head", x)?;
         let a = Arguments {
             x: x.address,
             w: weights.norm,
@@ -105,7 +107,7 @@ impl Head {
             width: width as i32,
             eps: weights.eps,
             weight: training.map_or(0.0, |t| t.weight),
-            lora: lora.unwrap_or(Adapter::NONE),
+            lora,
         };
         // SAFETY: the struct is the kernel's; shapes and alignment were checked.
         unsafe { cuda.launch(self.kernel, [n, 1, 1], arguments![a]) }

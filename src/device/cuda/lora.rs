@@ -10,7 +10,7 @@ pub const MAX_RANK: usize = 64;
 /// Columns a block of the gradient kernel sums.
 const COLUMNS: usize = 64;
 
-/// An adapter for the kernel that reads a product's rows: where u lies in them, and B, packed `[out, rank]`.
+/// An adapter for the kernel that reads a product's rows: where u lies in them, and B, packed and transposed: `[rank, out]`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Adapter {
@@ -27,12 +27,18 @@ impl Adapter {
         Adapter { column: column as i32, rank: rank as i32, b }
     }
 
-    pub(super) fn end(&self) -> i32 {
-        self.column + self.rank
+    /// u lies within `rows`, at a 16-byte boundary.
+    pub(super) fn check(&self, operation: &'static str, rows: Rows) -> Result<()> {
+        let end = self.column + self.rank;
+        let ok = end as usize <= rows.columns && self.column % 8 == 0 && self.rank % 8 == 0;
+        require(ok, operation, || format!("{self:?} of {rows:?}: u lies in multiples of 8 columns"))
     }
 }
 
-/// One matrix to pack: `to[(r · spread + offset), c] = scale · from[r, c]`, zeros up to the padded sizes.
+/// One matrix to pack: `to[offset + r · row_step + c · column_step] = scale · from[r, c]`, zeros up to the padded sizes.
+///
+/// A: steps (leading dimension, 1). B is transposed to `[rank, out]`: steps (1, out), or (2, out) with offset 0 or 1 where gate and
+/// up lie in turn.
 #[derive(Clone, Copy, Debug, bytemuck::Zeroable, bytemuck::Pod)]
 #[repr(C)]
 pub struct Pack {
@@ -48,11 +54,11 @@ pub struct Pack {
     pub rows_padded: i32,
     /// Columns written.
     pub columns_padded: i32,
-    /// Elements from row to row of `to`.
-    pub ld: i32,
-    /// Rows of `to` from one row to the next.
-    pub spread: i32,
-    /// Row of `to` of the first.
+    /// Elements of `to` from one row of the master to the next.
+    pub row_step: i32,
+    /// From one column to the next.
+    pub column_step: i32,
+    /// The element of `to` of the first.
     pub offset: i32,
     /// Factor.
     pub scale: f32,
@@ -137,7 +143,7 @@ impl Lora {
         unsafe { cuda.launch(self.pack, [table.len(), 64, 1], arguments![table.address()]) }
     }
 
-    /// `d_u = d_y B`. `d_y: [n, width]`; `b`: packed `[width, rank]`; `d_u: [n, rank]`, which may lie in the same rows.
+    /// `d_u = d_y B`. `d_y: [n, width]`; `b`: packed `[rank, width]`; `d_u: [n, rank]`, which may lie in the same rows.
     pub fn d_u(&self, cuda: &Cuda, d_y: Rows, b: u64, d_u: Rows) -> Result<()> {
         let ok = d_y.is_aligned() && d_y.columns % 8 == 0 && d_u.columns % 8 == 0 && d_u.rows >= d_y.rows;
         require(ok, "lora_d_u", || format!("d_y {d_y:?}, d_u {d_u:?}"))?;
@@ -165,7 +171,8 @@ impl Lora {
         let (n, rank, columns) = (u.rows, u.columns, x.columns);
         let ok = x.rows >= n && rank <= MAX_RANK && rank % 8 == 0 && columns % 8 == 0;
         let ok = ok && u.is_aligned() && x.is_aligned() && partials.len() >= Self::partials(n, columns);
-        require(ok, "lora_grad", || format!("u {u:?}, x {x:?}, {} partial sums", partials.len()))?;
+        let ok = ok && targets.iter().all(|t| t.rank <= rank && t.offset < t.stride && columns % t.stride == 0);
+        require(ok, "lora_grad", || format!("u {u:?}, x {x:?}, {} partial sums, to {targets:?}", partials.len()))?;
         let quarter = columns.div_ceil(4);
         let per_split = rows_per_split(n);
         let (spans, splits) = (columns.div_ceil(COLUMNS), n.div_ceil(per_split));
@@ -198,12 +205,13 @@ impl Lora {
         Ok(())
     }
 
-    /// `gate_up += u Bᵀ` (B `[2 · width, rank]`, gate and up in turn), `act = silu(gate) · up`. `act: [n, width]`.
+    /// `gate_up += u Bᵀ` (B `[rank, 2 · width]`, gate and up in turn), `act = silu(gate) · up`. `act: [n, width]`.
     pub fn swiglu(&self, cuda: &Cuda, gate_up: Rows, act: Rows, lora: Adapter) -> Result<()> {
         let (n, width) = (act.rows, act.columns);
-        let ok = gate_up.rows >= n && gate_up.columns >= 2 * width && lora.end() as usize <= gate_up.columns;
+        let ok = gate_up.rows >= n && gate_up.columns >= 2 * width;
         let ok = ok && gate_up.is_aligned() && act.is_aligned() && width % 8 == 0;
         require(ok, "swiglu", || format!("gate_up {gate_up:?}, act {act:?}, {lora:?}"))?;
+        lora.check("swiglu", gate_up)?;
         let (ld, ld_act) = (gate_up.stride as i32, act.stride as i32);
         let grid = [(2 * width).div_ceil(2048), n.div_ceil(4), 1];
         let arguments = arguments![gate_up.address, ld, act.address, ld_act, n as i32, width as i32, lora];

@@ -28,7 +28,7 @@ pub fn mask_words(width: usize) -> usize {
 impl Mask {
     /// Resolves the kernel.
     pub fn new(cuda: &Cuda) -> Result<Self> {
-        Ok(Mask { kernel: cuda.kernel("mask", "dropout_mask", 32, 0)? })
+        Ok(Mask { kernel: cuda.kernel("mask", "dropout_mask", 256, 0)? })
     }
 
     /// The mask of LoRA module `module` for `rows` rows: `tokens: [rows]`, `out: [rows, mask_words(width)]`.
@@ -45,17 +45,14 @@ impl Mask {
         out: &Buffer<u32>,
     ) -> Result<()> {
         let words = mask_words(width) / 4;
-        let fits = first + rows <= tokens.len() && rows * 4 * words <= out.len();
+        let fits = first + rows <= tokens.len() && rows * 4 * words <= out.len() && rows * words < 1 << 30;
         require(fits, "dropout_mask", || {
             format!("{rows} rows from {first} of {} into {} words", tokens.len(), out.len())
         })?;
         let numbers = Numbers { key: dropout.key(), step: dropout.step as u32, threshold: dropout.threshold() };
-        for start in (0..rows).step_by(65_535) {
-            let n = (rows - start).min(65_535);
-            let (tokens, out) = (tokens.at(first + start), out.at(start * 4 * words));
-            // SAFETY: the arguments are the kernel's, and the buffers were checked to hold them.
-            unsafe { cuda.launch(self.kernel, [words, n, 1], arguments![tokens, out, numbers, module, words as i32]) }?;
-        }
-        Ok(())
+        let (tokens, out) = (tokens.at(first), out.address());
+        let arguments = arguments![tokens, out, numbers, module, words as i32, rows as i32];
+        // SAFETY: the arguments are the kernel's, and the buffers were checked to hold them.
+        unsafe { cuda.launch(self.kernel, [(words * rows).div_ceil(8), 1, 1], arguments) }
     }
 }

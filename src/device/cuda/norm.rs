@@ -18,7 +18,7 @@ pub struct Norm {
 
 fn check(x: Rows, others: &[Rows], width: usize) -> Result<()> {
     let shapes = others.iter().all(|o| o.rows >= x.rows && o.columns >= width && o.is_aligned());
-    let ok = shapes && x.is_aligned() && width % 8 == 0 && width <= MAX_WIDTH;
+    let ok = shapes && x.columns >= width && x.is_aligned() && width % 8 == 0 && width <= MAX_WIDTH;
     require(ok, "rms_norm", || format!("width {width} (a multiple of 8, at most {MAX_WIDTH}) on {x:?}, {others:?}"))
 }
 
@@ -67,6 +67,7 @@ impl Norm {
         let width = h.columns;
         check(x, &[h], width)?;
         let lora = lora.unwrap_or(Adapter::NONE);
+        lora.check("rms_norm", x)?;
         let (ldx, ldh) = (x.stride as i32, h.stride as i32);
         let arguments = arguments![x.address, ldx, w, h.address, ldh, inv_rms, width as i32, eps, reuse, lora];
         // SAFETY: the arguments are the kernel's; shapes and alignment were checked.

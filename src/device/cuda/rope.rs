@@ -7,6 +7,7 @@ use super::lora::Adapter;
 use super::memory::{Buffer, Rows};
 
 const ROWS: usize = 4;
+const MAX_HALF: usize = 128;
 
 /// One part of a row: heads side by side.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +58,8 @@ impl Rope {
     /// Resolves the kernels for heads of `2 · inv_freq.len()` elements and makes the table for `n_positions` positions.
     pub fn new(cuda: &Cuda, inv_freq: &[f64], n_positions: usize) -> Result<Self> {
         let half = inv_freq.len();
-        require(half % 4 == 0, "rope", || format!("head_dim {} must be a multiple of 8", 2 * half))?;
+        let ok = half % 4 == 0 && half <= MAX_HALF;
+        require(ok, "rope", || format!("head_dim {} must be a multiple of 8, at most {}", 2 * half, 2 * MAX_HALF))?;
         let angles = (0..n_positions).flat_map(|p| {
             inv_freq.iter().map(move |f| {
                 let angle = p as f64 * f;
@@ -81,13 +83,11 @@ impl Rope {
     }
 
     fn run(&self, cuda: &Cuda, kernel: Kernel, rows: Rows, positions: u64, parts: &[Part]) -> Result<()> {
-        let fits = |p: &Part| {
-            let end = (p.column + p.heads * self.head_dim as i32).max(p.lora.end());
-            end as usize <= rows.columns && p.column % 8 == 0
-        };
+        let fits = |p: &Part| (p.column + p.heads * self.head_dim as i32) as usize <= rows.columns && p.column % 8 == 0;
         require(parts.len() <= 3 && parts.iter().all(fits) && rows.is_aligned(), "rope", || {
             format!("parts {parts:?} of heads of {} do not fit {rows:?}", self.head_dim)
         })?;
+        parts.iter().try_for_each(|p| p.lora.check("rope", rows))?;
         let mut three = [Part::NONE; 3];
         three[..parts.len()].copy_from_slice(parts);
         let arguments = Arguments {

@@ -43,6 +43,7 @@ impl RowMoves {
         x: Rows,
     ) -> Result<()> {
         check("splice", x.rows, sources.len(), &[embed, x], embed.columns)?;
+        require(embed.stride == embed.columns, "splice", || format!("the embedding's rows lie apart: {embed:?}"))?;
         let (ldx, width) = (x.stride as i32, embed.columns as i32);
         let arguments = arguments![sources.address(), embed.address, vectors.address(), x.address, ldx, width];
         // SAFETY: the arguments are the kernel's; the batch's sources name rows of both tables (checked when it is uploaded).

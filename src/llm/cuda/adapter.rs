@@ -111,9 +111,10 @@ impl DeviceAdapter {
                 let a: Elements = Buffer::zeros(cuda, count * padded * in_features * size, "packed LoRA A")?;
                 let in_turn = product == Product::GateUp;
                 let outs: usize = found.iter().map(|(_, p)| p.b.len() / rank).sum();
-                let rows_b = if in_turn { 2 * (first.b.len() / rank) * count } else { outs };
-                let b: Elements = Buffer::zeros(cuda, rows_b * padded * size, "packed LoRA B")?;
-                let mut row_b = 0;
+                // Transposed, [rank, out] of each pair; of gate and up, [pairs · rank, 2 · out] with zeros in the other's columns.
+                let columns_b = if in_turn { 2 * (first.b.len() / rank) * count } else { outs };
+                let b: Elements = Buffer::zeros(cuda, columns_b * padded * size, "packed LoRA B")?;
+                let mut column_b = 0;
                 for (i, (target, pair)) in found.iter().enumerate() {
                     let out_features = pair.b.len() / rank;
                     let master = offsets[&(l, *target)];
@@ -124,15 +125,15 @@ impl DeviceAdapter {
                         columns: in_features as i32,
                         rows_padded: padded as i32,
                         columns_padded: in_features as i32,
-                        ld: in_features as i32,
-                        spread: 1,
+                        row_step: in_features as i32,
+                        column_step: 1,
                         offset: 0,
                         scale: 1.0,
                     });
-                    let (ld, spread, offset, to) = if in_turn {
-                        (count * padded, 2, usize::from(*target == Target::Up), b.at(i * padded * size))
+                    let (step, width, offset, to) = if in_turn {
+                        (2, 2 * out_features, usize::from(*target == Target::Up), b.at(i * padded * 2 * out_features * size))
                     } else {
-                        (padded, 1, 0, b.at(row_b * padded * size))
+                        (1, out_features, 0, b.at(column_b * padded * size))
                     };
                     table.push(Pack {
                         from: masters.at(master + pair.a.len()),
@@ -141,8 +142,8 @@ impl DeviceAdapter {
                         columns: rank as i32,
                         rows_padded: out_features as i32,
                         columns_padded: padded as i32,
-                        ld: ld as i32,
-                        spread,
+                        row_step: step,
+                        column_step: width as i32,
                         offset: offset as i32,
                         scale: scaling,
                     });
@@ -153,7 +154,7 @@ impl DeviceAdapter {
                         in_features,
                         packed_b: if in_turn { b.address() } else { to },
                     });
-                    row_b += out_features;
+                    column_b += out_features;
                 }
                 (group.a, group.b) = (Some(a), Some(b));
             }
