@@ -4,7 +4,9 @@
 //! type after each step and sums in float32 (for float32 elements, the error that sums of that length may have). Outputs lie
 //! between sentinels. `collm-engine selftest` prints the table; the tests run the same cases on the emulator.
 
+mod floats;
 pub mod gemm;
+pub mod optimizer;
 
 use crate::device::cuda::memory::{Elements, from_elements, to_elements};
 use crate::device::cuda::{Buffer, Cuda, Precision, Result, Rows};
@@ -36,6 +38,7 @@ impl Outcome {
 pub fn run(cuda: &Cuda) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     outcomes.extend(gemm::cases(cuda)?);
+    outcomes.extend(optimizer::cases(cuda)?);
     Ok(outcomes)
 }
 

@@ -10,6 +10,7 @@ pub mod gemm;
 pub mod launch;
 pub mod mask;
 pub mod memory;
+pub mod optimizer;
 
 pub use context::{Cuda, Precision};
 pub use error::{Error, Result};
