@@ -6,6 +6,9 @@
 
 mod floats;
 pub mod gemm;
+pub mod lightgcn;
+pub mod mapping;
+pub mod mf;
 pub mod optimizer;
 
 use crate::device::cuda::memory::{Elements, from_elements, to_elements};
@@ -38,7 +41,10 @@ impl Outcome {
 pub fn run(cuda: &Cuda) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
     outcomes.extend(gemm::cases(cuda)?);
+    outcomes.extend(mapping::cases(cuda)?);
     outcomes.extend(optimizer::cases(cuda)?);
+    outcomes.extend(mf::cases(cuda)?);
+    outcomes.extend(lightgcn::cases(cuda)?);
     Ok(outcomes)
 }
 

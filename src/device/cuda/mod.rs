@@ -8,8 +8,11 @@ pub mod context;
 pub mod error;
 pub mod gemm;
 pub mod launch;
+pub mod lightgcn;
+pub mod mapping;
 pub mod mask;
 pub mod memory;
+pub mod mf;
 pub mod optimizer;
 
 pub use context::{Cuda, Precision};
