@@ -43,7 +43,7 @@ impl LightGcn {
     /// Uploads the graph. Vectors are `dim` wide, a multiple of 4.
     pub fn new(cuda: &Cuda, graph: &Adjacency, dim: usize) -> Result<Self> {
         let nodes = graph.nodes();
-        require(dim > 0 && dim % 4 == 0, "lightgcn", || format!("a width of {dim} is not a multiple of 4"))?;
+        require(dim > 0 && dim.is_multiple_of(4), "lightgcn", || format!("a width of {dim} is not a multiple of 4"))?;
         Ok(LightGcn {
             kernel: cuda.kernel("lightgcn", "lightgcn_layer", THREADS as u32, 0)?,
             nodes,

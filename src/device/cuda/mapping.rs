@@ -201,7 +201,7 @@ impl Product {
 /// The widths, the four tensors (or their gradients) and further operands with the lengths they need.
 fn check(widths: Widths, tensors: [&Buffer<f32>; 4], operands: &[(&str, &Buffer<f32>, usize)]) -> Result<()> {
     let Widths { dim, mid, out } = widths;
-    let whole = dim % 4 == 0 && mid % 4 == 0 && out % 4 == 0;
+    let whole = [dim, mid, out].iter().all(|w| w.is_multiple_of(4));
     require(whole, "mapping", || format!("{widths:?} must be multiples of 4"))?;
     let names = ["W1", "b1", "W2", "b2"];
     let tensors = names.into_iter().zip(tensors).zip(widths.lengths()).map(|((name, t), n)| (name, t, n));

@@ -129,7 +129,7 @@ impl Tables {
     /// In a buffer each. `dim` is a multiple of 4.
     pub fn new(dim: usize, n_users: usize, n_items: usize, users: &Buffer<f32>, items: &Buffer<f32>) -> Result<Self> {
         let fits = users.len() >= n_users * dim && items.len() >= n_items * dim;
-        require(fits && dim % 4 == 0 && dim > 0, "mf", || {
+        require(fits && dim.is_multiple_of(4) && dim > 0, "mf", || {
             let (users, items) = (users.len(), items.len());
             format!("{users} and {items} values for {n_users} and {n_items} rows of {dim} (a multiple of 4)")
         })?;
@@ -139,7 +139,7 @@ impl Tables {
     /// In one buffer, users first, as the nodes of a graph.
     pub fn joined(dim: usize, n_users: usize, n_items: usize, nodes: &Buffer<f32>) -> Result<Self> {
         let fits = nodes.len() >= (n_users + n_items) * dim;
-        require(fits && dim % 4 == 0 && dim > 0, "mf", || {
+        require(fits && dim.is_multiple_of(4) && dim > 0, "mf", || {
             format!("{} values for {n_users} + {n_items} rows of {dim} (a multiple of 4)", nodes.len())
         })?;
         Ok(Tables { dim, n_users, n_items, users: nodes.address(), items: nodes.at(n_users * dim) })

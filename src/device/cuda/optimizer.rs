@@ -100,7 +100,7 @@ impl Optimizer {
     /// Zero moments for `tensors`.
     pub fn new(cuda: &Cuda, decay: Decay, tensors: &[Trained]) -> Result<Self> {
         for (i, t) in tensors.iter().enumerate() {
-            let aligned = t.weights % 16 == 0 && t.gradient % 16 == 0;
+            let aligned = t.weights.is_multiple_of(16) && t.gradient.is_multiple_of(16);
             require(aligned, "optimizer", || format!("tensor {i} does not lie at a 16-byte boundary: {t:?}"))?;
         }
         let total = tensors.iter().map(|t| padded(t.len)).sum();
