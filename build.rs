@@ -24,12 +24,12 @@ fn main() {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let mode = std::env::var("COLLM_KERNELS").unwrap_or_default();
     let nvcc = if mode == "ptx" { None } else { find_nvcc() };
-    let digest = digest();
     let sources = sources();
     let mut listing = String::from("[\n");
     let mut table = BTreeMap::new();
     for source in &sources {
         let name = source.file_stem().expect("a .cu file").to_str().expect("an ASCII name").to_owned();
+        let digest = digest(source);
         for (precision, define) in PRECISIONS {
             let image = format!("{name}_{precision}");
             let kept = PathBuf::from(format!("kernels/ptx/{image}.ptx"));
@@ -82,12 +82,12 @@ fn sources() -> Vec<PathBuf> {
     found
 }
 
-/// FNV-1a over all kernel sources: what the kept PTX was made from.
-fn digest() -> String {
-    let mut files = sources();
+/// FNV-1a over a source and all includes: what the kept PTX was made from.
+fn digest(source: &Path) -> String {
     let includes = fs::read_dir("kernels/include").expect("kernels/include is part of the source");
-    files.extend(includes.filter_map(|e| Some(e.ok()?.path())));
+    let mut files: Vec<PathBuf> = includes.filter_map(|e| Some(e.ok()?.path())).collect();
     files.sort();
+    files.push(source.to_owned());
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     for byte in files.iter().flat_map(|f| fs::read(f).expect("a readable source")) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);

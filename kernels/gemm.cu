@@ -4,6 +4,7 @@
 //   nn: C[m, n] = epilogue( A[m, k] · B[k, n] )       backward: d_y W,  A = [d_y | d_u] side by side
 //
 // One product gives y and u = x lora_aᵀ at once, as further columns of C, and d_y W + d_u lora_a at once, as further steps of K.
+// W stays as it was loaded: rows of B from `b_rows` on are read from a second matrix, `b_tail`, the adapters' A.
 // With dropout on the adapter's input, columns of lora_a form tiles of their own whose A tile is masked in shared memory (nt),
 // and steps of lora_a are summed apart and masked before they are added (nn). Masks: mask.cu.
 //
@@ -31,20 +32,22 @@ struct Region {
 struct Gemm {
   const elem* a;
   const elem* b;
+  const elem* b_tail;   // rows b_rows.. of B
   elem* c;
   const elem* bias;     // [n]; null for none
   const elem* addend;   // [m, ld_addend]; null for none; may be c
   const elem* gate_up;  // swiglu_bwd: saved gate and up, [m, ld_gate_up]
   elem* act;            // swiglu: [m, ld_act]; c may then be null
   int m, n, k;
-  int lda, ldb, ldc, ld_addend, ld_gate_up, ld_act;
+  int b_rows;
+  int lda, ldb, ldb_tail, ldc, ld_addend, ld_gate_up, ld_act;
   int mask_words;       // words of a quarter of a mask row
   int mask_quarter;     // features of a quarter
   float mask_scale;     // 1 / (1 − p)
   int n_regions;
   int n_tiles;          // nt: tiles of all regions
-  int k_first, k_last;  // nn: unmasked steps of K
-  Region regions[6];
+  int k_last;           // nn: the unmasked steps of K come before
+  Region regions[4];
 };
 
 // True if the adapter's input element (row, feature) is kept. Layout: mask.cu.
@@ -57,16 +60,17 @@ __device__ __forceinline__ bool kept(const Gemm& g, const uint32_t* mask, int ro
 
 enum class Epilogue { Plain, Swiglu, SwigluBackward };
 
-// The tile of rows row0.. and columns k0.. of a row-major matrix, ROWS × COLUMNS elements; outside it, zeros.
-template <int ROWS, int COLUMNS>
-__device__ __forceinline__ void load_tile(elem* tile, const elem* from, int ld, int row0, int n_rows, int col0, int n_cols) {
+// The tile of rows row0.. and columns col0.. of a row-major matrix, ROWS × COLUMNS elements; outside it, zeros. `at(row)` is
+// where a row begins.
+template <int ROWS, int COLUMNS, typename At>
+__device__ __forceinline__ void load_tile(elem* tile, At at, int row0, int n_rows, int col0, int n_cols) {
   constexpr int CHUNKS = COLUMNS / VEC;
   static_assert(ROWS * CHUNKS % THREADS == 0, "every thread copies the same number of chunks");
 #pragma unroll
   for (int i = 0; i < ROWS * CHUNKS / THREADS; i++) {
     const int c = threadIdx.x + i * THREADS, r = c / CHUNKS, column = c % CHUNKS * VEC;
     const bool inside = row0 + r < n_rows && col0 + column < n_cols;
-    const elem* source = inside ? from + (size_t)(row0 + r) * ld + col0 + column : from;
+    const elem* source = at(inside ? row0 + r : row0) + (inside ? col0 + column : 0);
     copy16(shared_address(tile + tile_at<COLUMNS>(r, column)), source, inside);
   }
 }
@@ -105,26 +109,30 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
   const int wm = warp / WN * TM, wn = warp % WN * TN;
   float acc[MI][NJ][4] = {};
 
+  auto a_row = [&](int row) { return g.a + (size_t)row * g.lda; };
+  auto b_row = [&](int row) {
+    return row < g.b_rows ? g.b + (size_t)row * g.ldb : g.b_tail + (size_t)(row - g.b_rows) * g.ldb_tail;
+  };
   auto load = [&](int stage, int k0, int k_last) {
-    load_tile<BM, BK>(a_tile(stage), g.a, g.lda, m0, g.m, k0, k_last);
+    load_tile<BM, BK>(a_tile(stage), a_row, m0, g.m, k0, k_last);
     if constexpr (B_IS_KN) {
-      load_tile<BK, BN>(b_tile(stage), g.b, g.ldb, k0, k_last, n0, n_last);
+      load_tile<BK, BN>(b_tile(stage), b_row, k0, k_last, n0, n_last);
     } else {
-      load_tile<BN, BK>(b_tile(stage), g.b, g.ldb, n0, n_last, k0, k_last);
+      load_tile<BN, BK>(b_tile(stage), b_row, n0, n_last, k0, k_last);
     }
   };
-  const int k_first = B_IS_KN ? g.k_first : 0, k_last = B_IS_KN ? g.k_last : g.k;
-  const int steps = (k_last - k_first + BK - 1) / BK;
+  const int k_last = B_IS_KN ? g.k_last : g.k;
+  const int steps = (k_last + BK - 1) / BK;
 #pragma unroll
   for (int s = 0; s < STAGES - 1; s++) {
-    if (s < steps) load(s, k_first + s * BK, k_last);
+    if (s < steps) load(s, s * BK, k_last);
     copies_commit();
   }
   for (int step = 0; step < steps; step++) {
     copies_wait<STAGES - 2>();
     __syncthreads();
     const int next = step + STAGES - 1;
-    if (next < steps) load(next % STAGES, k_first + next * BK, k_last);
+    if (next < steps) load(next % STAGES, next * BK, k_last);
     copies_commit();
     elem* const a = a_tile(step % STAGES);
     const elem* const b = b_tile(step % STAGES);
@@ -259,7 +267,7 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
 }
 
 #define GEMM(name, bm, bn, wm, wn, kn, epilogue)                                                          \
-  extern "C" __global__ void __launch_bounds__(THREADS) NAMED(name)(const __grid_constant__ Gemm g) {     \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) NAMED(name)(const __grid_constant__ Gemm g) {     \
     gemm<bm, bn, wm, wn, kn, Epilogue::epilogue>(g);                                                      \
   }
 

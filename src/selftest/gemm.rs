@@ -1,7 +1,7 @@
 //! Matrix products with each epilogue, tile shape, raggedness and mask.
 
 use super::{Guarded, Outcome, epsilon, limit, random, relative_error, round};
-use crate::device::cuda::gemm::{Epilogue, Gemm, Masked, Masks, Weight};
+use crate::device::cuda::gemm::{Epilogue, Gemm, Masked, Masks, Stack, Weight};
 use crate::device::cuda::mask::{Mask, mask_words};
 use crate::device::cuda::memory::to_elements;
 use crate::device::cuda::{Buffer, Cuda, Result};
@@ -134,7 +134,7 @@ fn swiglu(cuda: &Cuda, gemm: &Gemm, way: Weight, m: usize, n: usize, k: usize) -
     Ok(Outcome { operation: "gemm swiglu", case, error: relative_error(&got, &want), limit, contained })
 }
 
-/// Two adapters with dropout around a plain part, as in [u_q | q | k | v | u_k].
+/// Two adapters with dropout after a plain part, as in [q | k | v | u_q | u_v]; W and the adapters lie apart.
 fn masked(cuda: &Cuda, gemm: &Gemm, way: Weight, m: usize, width: usize, rank: usize) -> Result<Outcome> {
     let p = cuda.precision();
     let dropout = Dropout { p: 0.3, seed: 77, step: 5 };
@@ -150,21 +150,15 @@ fn masked(cuda: &Cuda, gemm: &Gemm, way: Weight, m: usize, width: usize, rank: u
         mask.run(cuda, &dropout, module, &d_tokens, 0, m, width, out)?;
     }
     let adapters = [
-        Masked { first: 0, count: rank, mask: masks[0].address() },
-        Masked { first: rank + plain, count: rank, mask: masks[1].address() },
+        Masked { first: plain, count: rank, mask: masks[0].address() },
+        Masked { first: plain + rank, count: rank, mask: masks[1].address() },
     ];
     let applied = Some(Masks { adapters: &adapters, width, scale: dropout.scale() });
-    let module_of = |column: usize| {
-        if column < rank {
-            Some(modules[0])
-        } else if column >= rank + plain {
-            Some(modules[1])
-        } else {
-            None
-        }
-    };
+    let module_of = |column: usize| column.checked_sub(plain).map(|c| modules[c / rank]);
     let weight = random(p, n_out * width, 8);
-    let dw = Guarded::filled(cuda, n_out, width, width, &weight)?;
+    let dw = Guarded::filled(cuda, plain, width, width, &weight[..plain * width])?;
+    let da = Guarded::filled(cuda, 2 * rank, width, width + 8, &weight[plain * width..])?;
+    let stack = Stack { weight: dw.rows(), adapters: Some(da.rows()) };
     let epilogue = Epilogue::Plain { bias: 0, addend: None, masks: applied };
     // The factor of x[row, feature] on its way to column `column`.
     let scale_of = |column: usize, row: usize, feature: usize| {
@@ -174,7 +168,7 @@ fn masked(cuda: &Cuda, gemm: &Gemm, way: Weight, m: usize, width: usize, rank: u
         let x = random(p, m * width, 9);
         let dx = Guarded::filled(cuda, m, width, width, &x)?;
         let dc = Guarded::new(cuda, m, n_out, n_out)?;
-        gemm.run(cuda, dx.rows(), dw.rows(), way, dc.rows(), epilogue)?;
+        gemm.run(cuda, dx.rows(), stack, way, dc.rows(), epilogue)?;
         let mut want = vec![0.0; m * n_out];
         for (i, want) in want.iter_mut().enumerate() {
             let (row, column) = (i / n_out, i % n_out);
@@ -192,7 +186,7 @@ fn masked(cuda: &Cuda, gemm: &Gemm, way: Weight, m: usize, width: usize, rank: u
         let d_y = random(p, m * n_out, 9);
         let dy = Guarded::filled(cuda, m, n_out, n_out, &d_y)?;
         let dc = Guarded::new(cuda, m, width, width)?;
-        gemm.run(cuda, dy.rows(), dw.rows(), way, dc.rows(), epilogue)?;
+        gemm.run(cuda, dy.rows(), stack, way, dc.rows(), epilogue)?;
         let mut want = vec![0.0; m * width];
         for (i, want) in want.iter_mut().enumerate() {
             let (row, f) = (i / width, i % width);

@@ -10,7 +10,7 @@ use super::memory::Rows;
 const BK: usize = 32;
 const STAGES: usize = 3;
 /// Most regions of a launch.
-const MAX_REGIONS: usize = 6;
+const MAX_REGIONS: usize = 4;
 
 /// Columns (forward) or steps of K (backward) of one adapter whose input is dropped out.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ pub struct Masked {
 /// Dropout of the adapters of one product.
 #[derive(Clone, Copy, Debug)]
 pub struct Masks<'a> {
-    /// Adapters in ascending order; everything else is unmasked.
+    /// Adapters in ascending order, up to the last column or step; what comes before is unmasked.
     pub adapters: &'a [Masked],
     /// Features of the masked input.
     pub width: usize,
@@ -69,6 +69,27 @@ impl Epilogue<'_> {
     pub const NONE: Epilogue<'static> = Epilogue::Plain { bias: 0, addend: None, masks: None };
 }
 
+/// The second operand: frozen weights, and the adapters' A that ride along as further rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Stack {
+    /// `[out, in]`.
+    pub weight: Rows,
+    /// `[padded ranks, in]`.
+    pub adapters: Option<Rows>,
+}
+
+impl Stack {
+    fn rows(&self) -> usize {
+        self.weight.rows + self.adapters.map_or(0, |a| a.rows)
+    }
+}
+
+impl From<Rows> for Stack {
+    fn from(weight: Rows) -> Self {
+        Stack { weight, adapters: None }
+    }
+}
+
 /// Which way B lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weight {
@@ -92,6 +113,7 @@ struct Region {
 struct Arguments {
     a: u64,
     b: u64,
+    b_tail: u64,
     c: u64,
     bias: u64,
     addend: u64,
@@ -100,8 +122,10 @@ struct Arguments {
     m: i32,
     n: i32,
     k: i32,
+    b_rows: i32,
     lda: i32,
     ldb: i32,
+    ldb_tail: i32,
     ldc: i32,
     ld_addend: i32,
     ld_gate_up: i32,
@@ -111,7 +135,6 @@ struct Arguments {
     mask_scale: f32,
     n_regions: i32,
     n_tiles: i32,
-    k_first: i32,
     k_last: i32,
     regions: [Region; MAX_REGIONS],
 }
@@ -161,16 +184,30 @@ impl Gemm {
     }
 
     /// `C = epilogue(A · B)`. `a: [m, k]`; `b: [n, k]` or `[k, n]`; m any, n and k multiples of 8, rows at 16-byte boundaries.
-    pub fn run(&self, cuda: &Cuda, a: Rows, b: Rows, way: Weight, c: Rows, epilogue: Epilogue) -> Result<()> {
+    pub fn run(
+        &self,
+        cuda: &Cuda,
+        a: Rows,
+        b: impl Into<Stack>,
+        way: Weight,
+        c: Rows,
+        epilogue: Epilogue,
+    ) -> Result<()> {
+        let stack = b.into();
+        let (b, tail) = (stack.weight, stack.adapters.unwrap_or(stack.weight));
         let (m, k) = (a.rows, a.columns);
-        let (n, b_k) = if way == Weight::Transposed { (b.rows, b.columns) } else { (b.columns, b.rows) };
+        let (n, b_k) = if way == Weight::Transposed { (stack.rows(), b.columns) } else { (b.columns, stack.rows()) };
         let refuse = |ok: bool, what: &str| require(ok, "gemm", || format!("{what}: A {a:?}, B {b:?}, C {c:?}"));
-        refuse(b_k == k, "A and B differ in K")?;
+        refuse(b_k == k && tail.columns == b.columns, "A and B differ in K, or W and the adapters in width")?;
         refuse(n % 8 == 0 && k % 8 == 0, "N and K must be multiples of 8")?;
-        refuse(a.is_aligned() && b.is_aligned() && c.is_aligned(), "rows must start at 16-byte boundaries")?;
+        refuse(
+            a.is_aligned() && b.is_aligned() && tail.is_aligned() && c.is_aligned(),
+            "rows must start at 16-byte boundaries",
+        )?;
         let mut g = Arguments {
             a: a.address,
             b: b.address,
+            b_tail: tail.address,
             c: c.address,
             bias: 0,
             addend: 0,
@@ -179,8 +216,10 @@ impl Gemm {
             m: m as i32,
             n: n as i32,
             k: k as i32,
+            b_rows: b.rows as i32,
             lda: a.stride as i32,
             ldb: b.stride as i32,
+            ldb_tail: tail.stride as i32,
             ldc: c.stride as i32,
             ld_addend: 0,
             ld_gate_up: 0,
@@ -190,7 +229,6 @@ impl Gemm {
             mask_scale: 1.0,
             n_regions: 0,
             n_tiles: 0,
-            k_first: 0,
             k_last: k as i32,
             regions: [Region { first: 0, last: n as i32, tile: 0, mask: 0 }; MAX_REGIONS],
         };
@@ -241,38 +279,28 @@ impl Gemm {
         unsafe { cuda.launch(tile.kernel, [blocks, 1, 1], arguments![g]) }
     }
 
-    /// Forward: masked columns and the spans between them become regions that start tiles of their own. Backward: masked steps of
-    /// K become regions, and what is left must be one span.
+    /// What is masked comes last. Forward: the plain columns and those of each adapter are regions that start tiles of their own.
+    /// Backward: the steps of K of each adapter are regions.
     fn regions(&self, g: &mut Arguments, adapters: &[Masked], way: Weight, tile: usize) -> Result<()> {
         let end = if way == Weight::Transposed { g.n } else { g.k } as usize;
-        let mut spans: Vec<(usize, usize, u64)> = Vec::new();
-        let mut at = 0;
-        for adapter in adapters {
-            if adapter.first > at {
-                spans.push((at, adapter.first, 0));
-            }
-            spans.push((adapter.first, adapter.first + adapter.count, adapter.mask));
-            at = adapter.first + adapter.count;
-        }
-        if at < end {
-            spans.push((at, end, 0));
-        }
-        let fits = spans.last().is_some_and(|s| s.1 == end) && spans.windows(2).all(|w| w[0].1 == w[1].0);
-        let plain: Vec<_> = spans.iter().filter(|s| s.2 == 0).collect();
-        let ok = fits && spans.len() <= MAX_REGIONS && (way == Weight::Transposed || plain.len() == 1);
-        require(ok, "gemm", || format!("adapters {adapters:?} do not divide {end} columns"))?;
-        if way == Weight::Plain {
-            (g.k_first, g.k_last) = (plain[0].0 as i32, plain[0].1 as i32);
-            spans.retain(|s| s.2 != 0);
-        }
+        let plain = adapters.first().map_or(end, |a| a.first);
+        let ends = adapters.iter().map(|a| a.first + a.count);
+        let fits = adapters.len() < MAX_REGIONS && ends.eq(adapters.iter().skip(1).map(|a| a.first).chain([end]));
+        require(fits, "gemm", || format!("adapters {adapters:?} are not the last of {end} columns"))?;
+        let masked = adapters.iter().map(|a| (a.first, a.first + a.count, a.mask));
+        let spans: Vec<_> = match way {
+            Weight::Transposed => [(0, plain, 0)].into_iter().chain(masked).collect(),
+            Weight::Plain => masked.collect(),
+        };
         let mut first_tile = 0;
         for (region, &(first, last, mask)) in g.regions.iter_mut().zip(&spans) {
             *region = Region { first: first as i32, last: last as i32, tile: first_tile as i32, mask };
             first_tile += (last - first).div_ceil(tile);
         }
         g.n_regions = spans.len() as i32;
-        if way == Weight::Transposed {
-            g.n_tiles = first_tile as i32;
+        match way {
+            Weight::Transposed => g.n_tiles = first_tile as i32,
+            Weight::Plain => g.k_last = plain as i32,
         }
         Ok(())
     }
