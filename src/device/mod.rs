@@ -13,6 +13,7 @@
 //! | LoRA | `y += s · drop(x) Aᵀ Bᵀ` | `d_A, d_B, d_x` | `lora.rs` |
 //! | splice | token rows and CIE vectors into the packed input | slot gradients out | `splice.rs` |
 //! | Yes head | dot with one or two vocabulary rows, loss | `d_x` | `head.rs` |
+//! | LightGCN | mean of `Âˡ e`, l = 0 .. L | the same of `d_mean` | `lightgcn.rs` |
 
 pub mod cpu;
 pub mod cuda;

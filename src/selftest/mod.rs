@@ -5,11 +5,16 @@
 //! between sentinels. `collm-engine selftest` prints the table; the tests run the same cases on the emulator.
 
 pub mod attention;
+mod floats;
 pub mod gemm;
 pub mod head;
+pub mod lightgcn;
 pub mod lora;
+pub mod mapping;
 pub mod mask;
+pub mod mf;
 pub mod norm;
+pub mod optimizer;
 pub mod rope;
 pub mod rows;
 
@@ -50,6 +55,10 @@ pub fn run(cuda: &Cuda) -> Result<Vec<Outcome>> {
     outcomes.extend(rows::cases(cuda)?);
     outcomes.extend(head::cases(cuda)?);
     outcomes.extend(mask::cases(cuda)?);
+    outcomes.extend(mapping::cases(cuda)?);
+    outcomes.extend(optimizer::cases(cuda)?);
+    outcomes.extend(mf::cases(cuda)?);
+    outcomes.extend(lightgcn::cases(cuda)?);
     Ok(outcomes)
 }
 

@@ -3,6 +3,7 @@
 mod cli;
 mod common;
 mod cuda;
+mod cuda_collab;
 mod gguf;
 mod goldens;
 mod kill;

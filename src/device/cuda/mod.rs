@@ -10,10 +10,14 @@ pub mod error;
 pub mod gemm;
 pub mod head;
 pub mod launch;
+pub mod lightgcn;
 pub mod lora;
+pub mod mapping;
 pub mod mask;
 pub mod memory;
+pub mod mf;
 pub mod norm;
+pub mod optimizer;
 pub mod rope;
 pub mod rows;
 
