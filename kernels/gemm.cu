@@ -218,7 +218,7 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
       if (row >= g.m || column >= n_last) continue;
       elem* const c = g.c + (size_t)row * g.ldc + column;
       if constexpr (EPILOGUE != Epilogue::SwigluBackward) {
-        if (g.bias && column < g.b_rows) {
+        if (g.bias && (B_IS_KN || column < g.b_rows)) {
           float bias[8];
           load8(g.bias + column, bias);
 #pragma unroll
