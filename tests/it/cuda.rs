@@ -14,7 +14,7 @@ unsafe extern "C" {
 }
 
 /// The emulator's library, which cargo builds beside the tests.
-fn emulator() -> PathBuf {
+pub fn emulator() -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     let deps = exe.parent().unwrap();
     let library = deps.join("libcuda_emulator.so");

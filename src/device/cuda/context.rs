@@ -123,6 +123,12 @@ impl Cuda {
         &self.description
     }
 
+    /// Free and total memory of the card, bytes.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.bind()?;
+        result::mem_get_info().attempt(|| "asking for free memory".to_owned())
+    }
+
     /// Waits for all work given so far.
     pub fn synchronize(&self) -> Result<()> {
         self.bind()?;
