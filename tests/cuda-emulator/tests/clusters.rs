@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Bench, ways};
+use common::{Bench, Numbers, distance, ways};
 use cuda_emulator::memory::tensor_map::{Swizzle, TensorMap};
 use cuda_emulator::{Config, Finding, Kind, Shape};
 
@@ -53,6 +53,7 @@ fn memory_of_other_blocks_and_races_on_it() {
             let findings = exchange(config.clone(), &format!("cluster_exchange_{bug}"));
             assert!(findings.iter().any(|f| kinds.contains(&f.kind)), "{bug}: {findings:?}");
             println!("{bug}: {}", findings[0]);
+            assert!(findings[0].detail.contains("the cluster's block"), "{}", findings[0]);
         }
     }
 }
@@ -96,6 +97,44 @@ fn one_copy_for_all_blocks_of_a_cluster() {
             kinds.iter().any(|k| matches!(k, Kind::AsyncCopyNotWaited | Kind::SharedRace | Kind::UninitializedShared)),
             "{kinds:?}"
         );
+    }
+}
+
+fn pair(config: Config, kernel: &str, (m, n, k): (usize, usize, usize)) -> (f64, Vec<Finding>) {
+    let b = bench(config);
+    let (x, y) = (Numbers(41).bf16(m * k), Numbers(42).bf16(n * k));
+    let (dx, dy, dc) = (b.put(&x), b.put(&y), b.put(&vec![0f32; m * n]));
+    let map = |address, rows: usize, per: u32| {
+        let map = TensorMap::packed(9, address, &[k as u64, rows as u64], &[64, per]).swizzled(Swizzle::B128);
+        map.encode().unwrap().to_vec()
+    };
+    let blocks = [(m as u32).div_ceil(128).next_multiple_of(2), (n as u32).div_ceil(64), 1];
+    let shape = Shape { grid: blocks, ..Shape::linear(1, 288).shared(2 * (128 + 64) * 128) };
+    let (ma, mb) = (map(dx, m, 128), map(dy, n, 32));
+    let outcome = b.run(kernel, shape, &[&ma, &mb, &dc, &(m as i32), &(n as i32), &(k as i32)]);
+    let wide = |v: &[half::bf16]| v.iter().map(|v| v.to_f64()).collect::<Vec<_>>();
+    let (x, y) = (wide(&x), wide(&y));
+    let product = |i: usize| (0..k).map(|l| x[i / n * k + l] * y[i % n * k + l]).sum::<f64>();
+    let expected: Vec<f64> = (0..m * n).map(product).collect();
+    (distance(&b.get::<f32>(dc, m * n), &expected), outcome.findings)
+}
+
+#[test]
+fn a_gemm_whose_blocks_fetch_for_each_other() {
+    for config in ways() {
+        let (far, findings) = pair(config.clone(), "gemm_pair_0", (200, 100, 328));
+        assert_eq!(findings, []);
+        assert!(far < 1e-4, "{far}");
+        for (bug, kinds) in [
+            // The other block never hears that the stage is free; it does not wait for that; it exits before the last copy.
+            (1, &[Kind::Deadlock][..]),
+            (2, &[Kind::SharedRace, Kind::AsyncCopyNotWaited, Kind::InvalidBarrier, Kind::Deadlock]),
+            (3, &[Kind::UseAfterFree]),
+        ] {
+            let (_, findings) = pair(config.clone(), &format!("gemm_pair_{bug}"), (200, 100, 328));
+            let found = findings.iter().find(|f| kinds.contains(&f.kind));
+            println!("{bug}: {}", found.unwrap_or_else(|| panic!("{bug}: {findings:?}")));
+        }
     }
 }
 
