@@ -603,6 +603,8 @@ fn a_warp_specialised_gemm_with_ragged_sizes() {
             assert_eq!(findings, [], "{size:?}");
             assert!(far < 1e-4, "{size:?}: {far}");
         }
+        let (far, findings) = gemm(Config { check: false, ..config }, "gemm_0", (77, 100, 136), 2);
+        assert_eq!((findings, far < 1e-4), (vec![], true), "unchecked: {far}");
     }
 }
 
