@@ -21,4 +21,5 @@ pub mod llm;
 pub mod progress;
 pub mod prompt;
 pub mod rng;
+pub mod selftest;
 pub mod train;

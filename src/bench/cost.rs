@@ -10,6 +10,7 @@ use crate::collab::mf::Mf;
 use crate::data::Samples;
 use crate::device::cpu::gemm::{Dense, Operand, Output, gemm};
 use crate::device::ops::{Dropout, Loss};
+use crate::llm::Error;
 use crate::llm::batch::{GradientFrom, PackedBatch, micro_batches};
 use crate::llm::model::{Model, TrainPass, Workspace};
 use crate::llm::peft::{LoraTensors, Target};
@@ -67,7 +68,7 @@ pub fn measure(
     batch_rows: usize,
     micro_batch_tokens: usize,
     n_users_items: (usize, usize),
-) -> Measurement {
+) -> Result<Measurement, Error> {
     let config = model.config();
     let mut lora = LoraTensors::init(config, &[Target::Q, Target::V], 8, 16.0, 0.05, 1);
     lora.tensors.values_mut().for_each(|p| p.b.iter_mut().enumerate().for_each(|(i, b)| *b = 1e-3 * (i % 7) as f32));
@@ -76,7 +77,7 @@ pub fn measure(
     let cie = Mapping::init(DIM, 10 * DIM, config.hidden_size, 1);
     let mut d_cie = Mapping::zeros(cie.dim, cie.mid, cie.out);
     let mut workspace = Workspace::default();
-    let mut run = |rows: &[usize], step: u64| {
+    let mut run = |rows: &[usize], step: u64| -> Result<f64, Error> {
         let lengths: Vec<usize> = rows.iter().map(|&r| prompts.tokens(r)).collect();
         let mut work = 0.0;
         for micro in micro_batches(&lengths, micro_batch_tokens) {
@@ -90,7 +91,7 @@ pub fn measure(
             let pass = (task != Task::Stage1).then(|| cie.forward(&x));
             let vectors = pass.as_ref().map_or(&[][..], |p| &p.output);
             if task == Task::Score {
-                black_box(model.scores(Some(&lora), &batch, vectors, Loss::YesLogitBce, &mut workspace));
+                black_box(model.scores(Some(&lora), &batch, vectors, Loss::YesLogitBce, &mut workspace)?);
                 continue;
             }
             let labels: Vec<f32> = rows_here.iter().map(|&r| samples.label[r].into()).collect();
@@ -110,34 +111,34 @@ pub fn measure(
                     d_inputs: None,
                 },
                 &mut workspace,
-            );
+            )?;
             if let Some(pass) = &pass {
                 cie.backward(&x, pass, &d_vectors, &mut d_cie);
             }
         }
-        work
+        Ok(work)
     };
     let all: Vec<usize> = (0..samples.len()).collect();
-    run(&all[..batch_rows.min(all.len())], 0);
+    run(&all[..batch_rows.min(all.len())], 0)?;
     let ceiling = gemm_ceiling();
     let (mut batches, mut rates) = (Vec::new(), Vec::new());
     for (step, rows) in all.chunks(batch_rows).enumerate() {
         let began = Instant::now();
-        let work = run(rows, step as u64 + 1);
+        let work = run(rows, step as u64 + 1)?;
         let seconds = began.elapsed().as_secs_f64();
         let tokens = rows.iter().map(|&r| prompts.tokens(r)).sum();
         batches.push(BatchCost { rows: rows.len(), tokens, seconds });
         rates.push(work / seconds / 1e9);
     }
     let median = |f: &dyn Fn(&BatchCost) -> f64| middle(batches.iter().map(f).collect());
-    Measurement {
+    Ok(Measurement {
         samples_per_s: median(&|b| b.rows as f64 / b.seconds),
         tokens_per_s: median(&|b| b.tokens as f64 / b.seconds),
         gflops: middle(rates),
         gemm_ceiling_gflops: ceiling.max(gemm_ceiling()),
         peak_rss_bytes: peak_rss_bytes(),
         batches,
-    }
+    })
 }
 
 /// Operations in the frozen linear layers, as they are done: all rows forward (in the last block all rows through k and v, last

@@ -76,7 +76,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let samples = samples.select(&rows);
     let prompts = encode_rows(&pipeline.data().titles, &samples, &pipeline.builder(part))?;
     let sizes = (pipeline.data().n_users, pipeline.data().n_items);
-    let m = measure(pipeline.model(), task, &samples, &prompts, common.batch.max(1), common.micro_batch_tokens, sizes);
+    let m = measure(pipeline.model(), task, &samples, &prompts, common.batch.max(1), common.micro_batch_tokens, sizes)?;
     println!(
         "{:?}: {:.2} samples/s, {:.0} tokens/s, {:.0} GFLOP/s in linear layers = {:.0} % of this machine's product ceiling ({:.0}), peak memory {:.2} GiB ({} rows, batch {}, {} threads)",
         task,

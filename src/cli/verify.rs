@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use crate::device::Device;
 use crate::llm::verify::verify;
 
 /// Arguments of `collm-engine verify`.
@@ -19,15 +20,15 @@ pub struct Args {
     /// PEFT adapter directory (default: `adapter` beside the golden file, if there is one).
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// Where to compute.
-    #[arg(long, default_value = "cpu", value_parser = ["cpu"])]
-    device: String,
+    /// Where to compute: cpu, cuda, cuda:N; cuda:N:f32 for the kernels' float32 build.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
 }
 
 /// Runs the subcommand: exit code 1 if a tensor is off.
 pub fn run(args: Args) -> Result<ExitCode> {
     let beside = args.against.parent().map(|dir| dir.join("adapter")).filter(|dir| dir.is_dir());
-    let report = verify(&args.model, args.adapter.or(beside).as_deref(), &args.against)?;
+    let report = verify(&args.model, args.adapter.or(beside).as_deref(), &args.against, args.device)?;
     println!("{:<78} {:>11} {:>9}", "tensor", "rel. error", "limit");
     for c in &report.comparisons {
         println!("{:<78} {:>11.2e} {:>9.0e} {}", c.name, c.error, c.limit, if c.passes() { "ok" } else { "FAIL" });

@@ -1,7 +1,7 @@
 //! The operations a CoLLM step is made of, and their implementations.
 //!
 //! [`ops`] holds what every implementation shares: which rows attend to which, how a dropped element is chosen, which
-//! loss is meant. [`cpu`] computes in float32. Knows nothing of LLMs or recommenders as wholes.
+//! loss is meant. [`cpu`] computes in float32, [`cuda`] on NVIDIA cards. Knows nothing of LLMs or recommenders as wholes.
 //!
 //! | operation | forward | backward | file |
 //! |---|---|---|---|
@@ -13,6 +13,57 @@
 //! | LoRA | `y += s · drop(x) Aᵀ Bᵀ` | `d_A, d_B, d_x` | `lora.rs` |
 //! | splice | token rows and CIE vectors into the packed input | slot gradients out | `splice.rs` |
 //! | Yes head | dot with one or two vocabulary rows, loss | `d_x` | `head.rs` |
+//! | LightGCN | mean of `Âˡ e`, l = 0 .. L | the same of `d_mean` | `lightgcn.rs` |
 
 pub mod cpu;
+pub mod cuda;
 pub mod ops;
+
+use std::str::FromStr;
+
+/// Where a model computes: `cpu`, `cuda`, `cuda:N`; `cuda:N:f32` takes the float32 kernels, for checking.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// All cores, float32.
+    #[default]
+    Cpu,
+    /// An NVIDIA card.
+    Cuda {
+        /// Its number.
+        ordinal: usize,
+        /// Element type.
+        precision: cuda::Precision,
+    },
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("{text:?} is not a device; devices are cpu, cuda and cuda:N");
+        let mut parts = text.split(':');
+        match parts.next() {
+            Some("cpu") if parts.next().is_none() => Ok(Device::Cpu),
+            Some("cuda") => {
+                let ordinal = parts.next().map_or(Ok(0), |n| n.parse().map_err(|_| bad()))?;
+                let precision = match (parts.next(), parts.next()) {
+                    (None, _) | (Some("bf16"), None) => cuda::Precision::Bf16,
+                    (Some("f32"), None) => cuda::Precision::F32,
+                    _ => return Err(bad()),
+                };
+                Ok(Device::Cuda { ordinal, precision })
+            }
+            _ => Err(bad()),
+        }
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Cpu => write!(f, "cpu"),
+            Device::Cuda { ordinal, precision: cuda::Precision::Bf16 } => write!(f, "cuda:{ordinal}"),
+            Device::Cuda { ordinal, precision: cuda::Precision::F32 } => write!(f, "cuda:{ordinal}:f32"),
+        }
+    }
+}

@@ -47,6 +47,15 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
+    /// The card, its driver or a kernel.
+    #[error(transparent)]
+    Cuda(#[from] crate::device::cuda::Error),
+    /// The model has a shape that the kernels do not take.
+    #[error("{what} (needed for --device cuda; the CPU runs this model)")]
+    Shape {
+        /// Which, found and allowed.
+        what: String,
+    },
     /// A GGUF file cannot be converted.
     #[error("{}: {what}", path.display())]
     Gguf {

@@ -2,9 +2,10 @@
 //! Knows nothing of datasets.
 
 pub mod batch;
-mod block;
 mod config;
 pub mod convert;
+pub mod cpu;
+pub mod cuda;
 pub mod dequant;
 mod error;
 pub mod gguf;

@@ -12,6 +12,8 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::cie::Mapping;
+use crate::device::Device;
+use crate::device::cuda::Precision;
 use crate::device::ops::Loss;
 use crate::llm::Error;
 use crate::llm::batch::{GradientFrom, PackedBatch};
@@ -20,10 +22,21 @@ use crate::llm::peft::LoraTensors;
 use crate::llm::weights::ModelWeights;
 use crate::prompt::{PromptRef, Slot, SlotKind};
 
-/// Limit of the relative error of values in float32.
-pub const VALUE_LIMIT: f64 = 2e-5;
-/// Limit of the relative error of gradients in float32.
-pub const GRADIENT_LIMIT: f64 = 1e-4;
+/// Limits of the relative error, of values and of gradients.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Hidden states, logits, losses.
+    pub value: f64,
+    /// Gradients.
+    pub gradient: f64,
+}
+
+impl Limits {
+    /// For float32 arithmetic.
+    pub const F32: Limits = Limits { value: 2e-5, gradient: 1e-4 };
+    /// For bf16 elements: a few roundings of 2⁻⁹ a block, which grow through the golden models' blocks.
+    pub const BF16: Limits = Limits { value: 3e-2, gradient: 6e-2 };
+}
 
 /// One compared tensor.
 #[derive(Clone, Debug)]
@@ -60,7 +73,7 @@ impl Report {
 }
 
 /// Loads the model in `model_dir` (and the adapter in `adapter_dir`, if any), and compares with the file `golden`.
-pub fn verify(model_dir: &Path, adapter_dir: Option<&Path>, golden: &Path) -> Result<Report, Error> {
+pub fn verify(model_dir: &Path, adapter_dir: Option<&Path>, golden: &Path, device: Device) -> Result<Report, Error> {
     let golden = Golden::load(golden)?;
     let ids = golden.integers("input_ids")?;
     let lengths = golden.integers("lengths")?;
@@ -97,7 +110,11 @@ pub fn verify(model_dir: &Path, adapter_dir: Option<&Path>, golden: &Path) -> Re
     }
     let adapter = adapter_dir.map(|dir| LoraTensors::load(dir, &weights.config)).transpose()?;
     let check = Check {
-        model: Model::new(weights, yes_id, yes_id, padded),
+        model: Model::on(device, weights, yes_id, yes_id, padded)?,
+        limits: match device {
+            Device::Cuda { precision: Precision::Bf16, .. } => Limits::BF16,
+            _ => Limits::F32,
+        },
         labels: golden.floats("labels")?.iter().map(|&x| x as f32).collect(),
         adapter,
         prompts,
@@ -111,6 +128,7 @@ pub fn verify(model_dir: &Path, adapter_dir: Option<&Path>, golden: &Path) -> Re
 
 struct Check {
     model: Model,
+    limits: Limits,
     adapter: Option<LoraTensors>,
     prompts: Vec<(Vec<u32>, Vec<Slot>)>,
     padded: usize,
@@ -135,7 +153,7 @@ impl Check {
             let vectors = match &mapping {
                 Some((mapping, x)) => {
                     let mapped = mapping.forward(x).output;
-                    self.compare("mlp.cie_vectors", &mapped, VALUE_LIMIT)?;
+                    self.compare("mlp.cie_vectors", &mapped, self.limits.value)?;
                     mapped
                 }
                 None if case == "cie" => self.golden.floats("cie_vectors")?.iter().map(|&x| x as f32).collect(),
@@ -197,20 +215,20 @@ impl Check {
         let mut residual: Vec<Vec<f32>> = Vec::new();
         let mut tap = |x: &[f32]| residual.push(x.to_vec());
         let adapter = self.adapter(case);
-        let y = self.model.hidden(adapter.as_ref(), &batch, vectors, &mut self.workspace, Some(&mut tap)).to_vec();
+        let y = self.model.hidden(adapter.as_ref(), &batch, vectors, &mut self.workspace, Some(&mut tap))?;
         residual.pop();
         let hidden: Vec<f32> = residual.concat().into_iter().chain(y.iter().copied()).collect();
-        let logits = self.model.logits(&y);
-        let scores = self.model.scores(adapter.as_ref(), &batch, vectors, Loss::YesLogitBce, &mut self.workspace);
-        self.compare(&format!("{case}.hidden_last"), &hidden, VALUE_LIMIT)?;
-        self.compare(&format!("{case}.logits_last"), &logits, VALUE_LIMIT)?;
+        let logits = self.model.logits(&y)?;
+        let scores = self.model.scores(adapter.as_ref(), &batch, vectors, Loss::YesLogitBce, &mut self.workspace)?;
+        self.compare(&format!("{case}.hidden_last"), &hidden, self.limits.value)?;
+        self.compare(&format!("{case}.logits_last"), &logits, self.limits.value)?;
         let vocab = self.model.config().vocab_size;
         let every16: Vec<f32> = logits.chunks(vocab).flat_map(|row| row.iter().step_by(16)).copied().collect();
-        self.compare(&format!("{case}.logits_last.every16"), &every16, VALUE_LIMIT)?;
+        self.compare(&format!("{case}.logits_last.every16"), &every16, self.limits.value)?;
         let argmax = |row: &[f32]| (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best }) as f32;
         let argmax: Vec<f32> = logits.chunks(vocab).map(argmax).collect();
         self.compare(&format!("{case}.logits_last.argmax"), &argmax, 0.0)?;
-        self.compare(&format!("{case}.yes_logit"), &scores, VALUE_LIMIT)
+        self.compare(&format!("{case}.yes_logit"), &scores, self.limits.value)
     }
 
     fn gradients(&mut self, case: &str, vectors: &[f32], mapping: Option<(Mapping, Vec<f32>)>) -> Result<(), Error> {
@@ -221,20 +239,20 @@ impl Check {
         let mut d_lora = adapter.as_ref().map(LoraTensors::zeros_like);
         let mut d_vectors = vec![0.0; vectors.len()];
         let mut d_rows = Vec::new();
-        let loss = self.train(&batch, adapter.as_ref(), vectors, d_lora.as_mut(), &mut d_vectors, Some(&mut d_rows));
-        self.compare(&format!("{case}.loss"), &[loss], VALUE_LIMIT)?;
+        let loss = self.train(&batch, adapter.as_ref(), vectors, d_lora.as_mut(), &mut d_vectors, Some(&mut d_rows))?;
+        self.compare(&format!("{case}.loss"), &[loss], self.limits.value)?;
         if let Some(d_lora) = &d_lora {
             for (key, values) in d_lora.named() {
-                self.compare(&format!("{case}.grad.{key}"), values, GRADIENT_LIMIT)?;
+                self.compare(&format!("{case}.grad.{key}"), values, self.limits.gradient)?;
             }
         }
         if vectors.is_empty() {
             return Ok(());
         }
-        self.compare(&format!("{case}.grad.cie_vectors"), &d_vectors, GRADIENT_LIMIT)?;
+        self.compare(&format!("{case}.grad.cie_vectors"), &d_vectors, self.limits.gradient)?;
         let mut embeds = vec![0.0; self.prompts.len() * self.padded * hidden];
         let mut d_embeds = embeds.clone();
-        let input = self.model.inputs(&batch, vectors);
+        let input = self.model.inputs(&batch, vectors, &mut self.workspace)?;
         for (segment, b) in batch.segments.iter().zip(1..) {
             let at = (b * self.padded - segment.kv.len()) * hidden;
             let rows = segment.kv.start * hidden..segment.kv.end * hidden;
@@ -242,19 +260,19 @@ impl Check {
             d_embeds[at..at + rows.len()].copy_from_slice(&d_rows[rows]);
         }
         // The golden's padding rows hold the padding token's embedding, which nobody reads: only real rows are compared.
-        self.compare_rows(&format!("{case}.inputs_embeds"), &embeds, VALUE_LIMIT)?;
-        self.compare_rows(&format!("{case}.grad.inputs_embeds"), &d_embeds, GRADIENT_LIMIT)?;
+        self.compare_rows(&format!("{case}.inputs_embeds"), &embeds, self.limits.value)?;
+        self.compare_rows(&format!("{case}.grad.inputs_embeds"), &d_embeds, self.limits.gradient)?;
         // Stage 2's way: the text before the first slot is a prefix without gradient, the adapter is frozen.
         let batch = PackedBatch::new(&self.prompts(case), 1, GradientFrom::FirstSlot, 0);
         let mut d_suffix = vec![0.0; vectors.len()];
-        self.train(&batch, adapter.as_ref(), vectors, None, &mut d_suffix, None);
-        self.compare(&format!("{case}.grad.cie_vectors"), &d_suffix, GRADIENT_LIMIT)?;
+        self.train(&batch, adapter.as_ref(), vectors, None, &mut d_suffix, None)?;
+        self.compare(&format!("{case}.grad.cie_vectors"), &d_suffix, self.limits.gradient)?;
         if let Some((mapping, x)) = mapping {
             let pass = mapping.forward(&x);
             let mut gradient = Mapping::zeros(mapping.dim, mapping.mid, mapping.out);
             mapping.backward(&x, &pass, &d_suffix, &mut gradient);
             for (values, name) in gradient.tensors.iter().zip(Mapping::NAMES) {
-                self.compare(&format!("{case}.grad.{name}"), values, GRADIENT_LIMIT)?;
+                self.compare(&format!("{case}.grad.{name}"), values, self.limits.gradient)?;
             }
         }
         Ok(())
@@ -268,7 +286,7 @@ impl Check {
         d_lora: Option<&mut LoraTensors>,
         d_vectors: &mut [f32],
         d_inputs: Option<&mut Vec<f32>>,
-    ) -> f32 {
+    ) -> Result<f32, Error> {
         let n = self.prompts.len();
         let pass = TrainPass {
             lora,
@@ -282,7 +300,7 @@ impl Check {
             d_vectors: Some(d_vectors),
             d_inputs,
         };
-        (self.model.train_pass(pass, &mut self.workspace).1 / n as f64) as f32
+        Ok((self.model.train_pass(pass, &mut self.workspace)?.1 / n as f64) as f32)
     }
 
     fn compare(&mut self, name: &str, got: &[f32], limit: f64) -> Result<(), Error> {

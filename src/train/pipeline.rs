@@ -264,7 +264,7 @@ impl Pipeline {
             self.config.eval.batch_tokens,
             &mut Workspace::default(),
             |n| task.set(n as u64),
-        );
+        )?;
         let took = began.elapsed();
         task.finish(&format!("{:.1} rows/s", rows.len() as f64 / took.as_secs_f64()));
         Ok((scores, took))

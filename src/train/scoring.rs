@@ -167,7 +167,7 @@ impl<'a> Scorer<'a> {
         let prompts = encode_rows(&self.pipeline.data().titles, rows, &self.pipeline.builder(self.part))?;
         let all: Vec<usize> = (0..rows.len()).collect();
         let loss = if self.part == Part::Stage2 { config.stage2.loss } else { config.stage1.loss };
-        Ok(score_rows(
+        score_rows(
             self.pipeline.model(),
             Some(&self.trained.tensors),
             self.trained.mf.as_ref(),
@@ -178,7 +178,7 @@ impl<'a> Scorer<'a> {
             config.eval.batch_tokens,
             &mut self.workspace,
             |_| (),
-        ))
+        )
     }
 }
 

@@ -96,17 +96,17 @@ pub fn score_rows(
     batch_tokens: usize,
     workspace: &mut Workspace,
     mut done: impl FnMut(usize),
-) -> Vec<f32> {
+) -> Result<Vec<f32>, Error> {
     let lengths: Vec<usize> = rows.iter().map(|&r| prompts.tokens(r)).collect();
     let mut scores = Vec::with_capacity(rows.len());
     for run in micro_batches(&lengths, batch_tokens) {
         let rows = &rows[run];
         let (batch, vectors) = packed(trained, mf, samples, prompts, rows, GradientFrom::Start, 0);
         let vectors = vectors.map(|(_, pass)| pass.output).unwrap_or_default();
-        scores.extend(model.scores(trained.map(|t| &t.lora), &batch, &vectors, loss, workspace));
+        scores.extend(model.scores(trained.map(|t| &t.lora), &batch, &vectors, loss, workspace)?);
         done(scores.len());
     }
-    scores
+    Ok(scores)
 }
 
 type Mapped = Option<(Vec<f32>, crate::cie::MappingPass)>;
@@ -405,7 +405,7 @@ impl<'a> Trainer<'a> {
                 d_vectors: (!d_vectors.is_empty()).then_some(&mut d_vectors),
                 d_inputs: None,
             };
-            loss += stage.model.train_pass(pass, &mut self.workspace).1;
+            loss += stage.model.train_pass(pass, &mut self.workspace)?.1;
             if let (Some((x, pass)), Some(cie), Some(gradient)) = (&mapped, &self.current.cie, &mut self.gradient.cie)
                 && config.train_cie
             {
@@ -471,7 +471,7 @@ impl<'a> Trainer<'a> {
             tokens,
             &mut self.workspace,
             |_| (),
-        );
+        )?;
         let users: Vec<u32> = self.valid_rows.iter().map(|&i| samples.uid[i]).collect();
         let labels: Vec<u8> = self.valid_rows.iter().map(|&i| samples.label[i]).collect();
         let m = evaluate(&users, &labels, &scores)?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use collm_engine::device::Device;
 use collm_engine::llm::convert::convert_gguf;
 use collm_engine::llm::verify::verify;
 use collm_engine::llm::weights::ModelWeights;
@@ -178,7 +179,7 @@ fn qwen2_in_bf16_comes_back_exactly() {
     write_model(&golden, &file, "qwen2");
     convert_gguf(&file, &out, false).unwrap();
     // Its weights are bf16, so the converted model must pass its golden.
-    let report = verify(&out, Some(&golden.join("adapter")), &golden.join("golden.safetensors")).unwrap();
+    let report = verify(&out, Some(&golden.join("adapter")), &golden.join("golden.safetensors"), Device::Cpu).unwrap();
     assert!(report.passes(), "{:?}", report.comparisons.iter().filter(|c| !c.passes()).collect::<Vec<_>>());
     let tokenizer = LlmTokenizer::from_dir(&out).unwrap();
     assert_eq!(tokenizer.answer_ids().unwrap(), (257, 258));

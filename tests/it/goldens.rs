@@ -1,6 +1,7 @@
 //! Whole models against Hugging Face + PEFT: every golden model's logits, losses and gradients.
 
 use crate::common::{fixture, ok, path, shared};
+use collm_engine::device::Device;
 use collm_engine::llm::verify::verify;
 
 #[test]
@@ -9,7 +10,7 @@ fn every_golden_model() {
         ["llama-mha", "llama-gqa", "qwen2", "llama3-rope", "linear-rope", "llama-tied-theta1e6", "llama-sharded"]
     {
         let dir = fixture("golden").join(name);
-        let report = verify(&dir, Some(&dir.join("adapter")), &dir.join("golden.safetensors")).unwrap();
+        let report = verify(&dir, Some(&dir.join("adapter")), &dir.join("golden.safetensors"), Device::Cpu).unwrap();
         assert!(report.unchecked.is_empty(), "{name}: {:?}", report.unchecked);
         assert!(report.comparisons.len() >= 41, "{name}: {} tensors", report.comparisons.len());
         for c in &report.comparisons {
@@ -32,7 +33,8 @@ fn a_changed_weight_is_found() {
     // The high byte of one number in the middle of the data.
     bytes[(n / 2) | 1] ^= 0x41;
     std::fs::write(&weights, bytes).unwrap();
-    let report = verify(dir.path(), Some(&from.join("adapter")), &from.join("golden.safetensors")).unwrap();
+    let report =
+        verify(dir.path(), Some(&from.join("adapter")), &from.join("golden.safetensors"), Device::Cpu).unwrap();
     assert!(!report.passes());
 }
 
@@ -49,7 +51,7 @@ fn goldens_beside_the_repository() {
     let Some(dir) = shared("golden") else { return };
     for entry in std::fs::read_dir(dir).unwrap().flatten().filter(|e| e.path().join("config.json").exists()) {
         let dir = entry.path();
-        let report = verify(&dir, Some(&dir.join("adapter")), &dir.join("golden.safetensors")).unwrap();
+        let report = verify(&dir, Some(&dir.join("adapter")), &dir.join("golden.safetensors"), Device::Cpu).unwrap();
         assert!(report.passes(), "{}", dir.display());
     }
 }

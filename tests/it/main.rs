@@ -2,6 +2,8 @@
 
 mod cli;
 mod common;
+mod cuda;
+mod cuda_collab;
 mod gguf;
 mod goldens;
 mod kill;

@@ -103,7 +103,7 @@ fn pass(
             d_vectors: Some(&mut d),
             d_inputs: None,
         };
-        total += model.train_pass(train, &mut workspace).1 * 0.25;
+        total += model.train_pass(train, &mut workspace).unwrap().1 * 0.25;
         d_vectors.extend(d);
     }
     (total, d_lora, d_vectors)
@@ -180,7 +180,7 @@ fn a_score_does_not_depend_on_batch_mates() {
     let mut workspace = Workspace::default();
     let mut scores = |refs: &[PromptRef], vectors: &[f32]| {
         let batch = PackedBatch::new(refs, 1, GradientFrom::Start, 0);
-        model.scores(Some(&lora), &batch, vectors, Loss::YesLogitBce, &mut workspace)
+        model.scores(Some(&lora), &batch, vectors, Loss::YesLogitBce, &mut workspace).unwrap()
     };
     let refs = prompts.refs();
     let together = scores(&refs, &vectors);

@@ -4,6 +4,7 @@
 use collm_engine::cie::Mapping;
 use collm_engine::device::cpu::attention::{attention, attention_backward};
 use collm_engine::device::cpu::head::{AnswerRows, bce};
+use collm_engine::device::cpu::lightgcn::Adjacency;
 use collm_engine::device::cpu::lora::{self, Mask, Pair, PairGradient};
 use collm_engine::device::cpu::norm::{rms_norm, rms_norm_backward, rms_norm_saved};
 use collm_engine::device::cpu::rope::{RopeTable, Rotation, rotate};
@@ -376,4 +377,85 @@ fn mapping_both_ways() {
         let want = differences(&mapping.tensors[i], |t| dot(&oracle(&wide(&x), &with(t)), &d_y));
         close(&gradient.tensors[i], &want, 1e-5, Mapping::NAMES[i]);
     }
+}
+
+/// Against the dense D^-½ A D^-½: an edge twice, a node without edges, no layer and several; the gradient is the same propagation.
+#[test]
+fn lightgcn_both_ways() {
+    let (n_users, n_items, dim) = (19, 27, 13);
+    let nodes = n_users + n_items;
+    let mut rng = Rng::new(3, 1);
+    let mut edges: Vec<(u32, u32)> =
+        (0..90).map(|_| (rng.below(n_users as u32), 1 + rng.below(n_items as u32 - 1))).collect();
+    edges.push(edges[0]);
+    let mut a = vec![0.0f64; nodes * nodes];
+    for &(u, i) in &edges {
+        let (u, i) = (u as usize, n_users + i as usize);
+        a[u * nodes + i] += 1.0;
+        a[i * nodes + u] += 1.0;
+    }
+    let degrees: Vec<f64> = a.chunks(nodes).map(|row| row.iter().sum()).collect();
+    assert_eq!(degrees[n_users], 0.0);
+    let oracle = |x: &[f64], layers: usize| -> Vec<f64> {
+        let (mut layer, mut sum) = (x.to_vec(), x.to_vec());
+        for _ in 0..layers {
+            let mut next = vec![0.0; nodes * dim];
+            for (i, next) in next.iter_mut().enumerate() {
+                let (row, d) = (i / dim, i % dim);
+                let neighbours = (0..nodes).filter(|&c| a[row * nodes + c] > 0.0);
+                *next = neighbours
+                    .map(|c| a[row * nodes + c] / (degrees[row] * degrees[c]).sqrt() * layer[c * dim + d])
+                    .sum();
+            }
+            layer = next;
+            sum.iter_mut().zip(&layer).for_each(|(s, l)| *s += l);
+        }
+        sum.iter().map(|s| s / (layers + 1) as f64).collect()
+    };
+    let graph = Adjacency::new(n_users, n_items, &edges);
+    let (x, d_y) = (random(nodes * dim, 1), random(nodes * dim, 2));
+    for layers in 0..4 {
+        let mut mean = Guarded::new(nodes * dim);
+        graph.propagate(layers, dim, &x, mean.slice());
+        close(&mean.check("propagation"), &oracle(&wide(&x), layers), 1e-6, "propagation");
+    }
+    let mut d_x = Guarded::new(nodes * dim);
+    graph.propagate(2, dim, &d_y, d_x.slice());
+    close(&d_x.check("propagation"), &differences(&x, |x| dot(&oracle(x, 2), &d_y)), 1e-6, "propagation d_x");
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut mean = vec![0.0; nodes * dim];
+        pool.install(|| graph.propagate(3, dim, &x, &mut mean));
+        mean
+    };
+    assert_eq!(on(1), on(3));
+}
+
+/// The official LightGCN's propagated vectors.
+#[test]
+fn lightgcn_agrees_with_pytorch() {
+    let bytes = include_bytes!("../fixtures/golden/collab-lightgcn/golden.safetensors");
+    let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
+    let floats = |name: &str| -> Vec<f64> { bytemuck::pod_collect_to_vec(file.tensor(name).unwrap().data()) };
+    let ids = |name: &str| -> Vec<i64> { bytemuck::pod_collect_to_vec(file.tensor(name).unwrap().data()) };
+    let (users, items, dim) = (floats("embedding_user.weight"), floats("embedding_item.weight"), 16);
+    let edges: Vec<(u32, u32)> =
+        ids("edge_user").iter().zip(ids("edge_item")).map(|(&u, i)| (u as u32, i as u32)).collect();
+    let graph = Adjacency::new(users.len() / dim, items.len() / dim, &edges);
+    let from: Vec<f32> = users.iter().chain(&items).map(|&x| x as f32).collect();
+    let mut mean = vec![0.0; from.len()];
+    graph.propagate(ids("n_layers")[0] as usize, dim, &from, &mut mean);
+    close(&mean, &[floats("all_users"), floats("all_items")].concat(), 1e-6, "LightGCN");
+    // The matrix itself, entry by entry.
+    let mut want: Vec<(u32, u32, f64)> = ids("norm_adj.row")
+        .iter()
+        .zip(ids("norm_adj.col"))
+        .zip(floats("norm_adj.val"))
+        .map(|((&row, column), value)| (row as u32, column as u32, value))
+        .collect();
+    want.sort_by_key(|&(row, column, _)| (row, column));
+    let rows =
+        (0..graph.nodes()).flat_map(|row| vec![row as u32; (graph.starts[row + 1] - graph.starts[row]) as usize]);
+    assert!(rows.zip(&graph.columns).eq(want.iter().map(|(row, column, _)| (*row, column))));
+    close(&graph.values, &want.iter().map(|w| w.2).collect::<Vec<_>>(), 1e-7, "norm_adj");
 }

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 pub mod attention;
 pub mod gemm;
 pub mod head;
+pub mod lightgcn;
 pub mod lora;
 pub(crate) mod microkernel;
 pub mod norm;

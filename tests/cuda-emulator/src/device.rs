@@ -195,10 +195,7 @@ impl Device {
         }
         if cooperative {
             let blocks: u64 = grid.iter().map(|n| u64::from(*n)).product();
-            let by_threads = self.card.threads_per_sm() / (threads as u32).next_multiple_of(32);
-            let by_shared =
-                if shared == 0 { 32 } else { (u64::from(self.card.shared_per_sm) / (shared + 1024)) as u32 };
-            let resident = u64::from(by_threads.min(by_shared).min(32)) * u64::from(self.card.sm_count);
+            let resident = u64::from(self.card.resident_blocks(threads as u32, shared)) * u64::from(self.card.sm_count);
             if blocks > resident {
                 return Some(format!("{blocks} blocks of a cooperative launch: {resident} are resident at once"));
             }

@@ -371,7 +371,8 @@ fn flush_saturate_and_extremes_of_f32() {
     let f = |v: u64| f32::from_bits(v as u32);
     let flush = |x: f32| if x.is_subnormal() { 0f32.copysign(x) } else { x };
     let sat = |x: f32| if x.is_nan() { 0.0 } else { x.clamp(0.0, 1.0) + 0.0 };
-    let checks: [(&str, &dyn Fn(f32, f32) -> f32); 6] = [
+    type Expected<'a> = &'a dyn Fn(f32, f32) -> f32;
+    let checks: [(&str, Expected); 6] = [
         ("add.ftz.f32", &|a, b| flush(flush(a) + flush(b))),
         ("mul.ftz.f32", &|a, b| flush(flush(a) * flush(b))),
         ("add.sat.f32", &|a, b| sat(a + b)),
@@ -379,9 +380,7 @@ fn flush_saturate_and_extremes_of_f32() {
         ("min.f32", &|a, b| {
             if a.is_nan() {
                 b
-            } else if b.is_nan() {
-                a
-            } else if a < b || a == b && a.is_sign_negative() {
+            } else if b.is_nan() || a < b || a == b && a.is_sign_negative() {
                 a
             } else {
                 b
@@ -409,7 +408,8 @@ fn flush_saturate_and_extremes_of_f32() {
 fn approximations_stay_within_the_manual_s_bounds() {
     let mut numbers = Numbers(5);
     let rows: Vec<[u64; 3]> = (0..4000).map(|_| [u64::from((numbers.unit() * 100.0).to_bits()), 0, 0]).collect();
-    let checks: [(&str, fn(f64) -> f64, f64, f64); 7] = [
+    type Exact = fn(f64) -> f64;
+    let checks: [(&str, Exact, f64, f64); 7] = [
         ("ex2.approx.f32", f64::exp2, 3e-7, 0.0),
         ("lg2.approx.f32", f64::log2, 3e-7, 2.4e-7),
         ("rsqrt.approx.f32", |x| 1.0 / x.sqrt(), 2e-7, 0.0),
@@ -596,10 +596,48 @@ fn bit_operations() {
     }
 }
 
+/// `setp` on floats: the plain spellings are false where an operand is NaN, those that end in `u` are true.
+#[test]
+fn comparisons_of_floats_know_nan() {
+    fn check<F: Float>(ty: &str, bits: u32, fraction: u32, ftz: bool) {
+        let rows: Vec<[u64; 3]> = float_rows(bits, fraction).into_iter().step_by(7).collect();
+        let top = ((1u64 << (bits - 1 - fraction)) - 1) << fraction;
+        let sign = 1u64 << (bits - 1);
+        let value = |v: u64| F::from_bits(u128::from(if ftz && v & top == 0 { v & sign } else { v }));
+        for op in ["eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"] {
+            let body = format!("setp.{op}{}.{ty} q, a, b; selp.u32 d, 1, 0, q;", if ftz { ".ftz" } else { "" });
+            for (row, actual) in rows.iter().zip(run(&body, [bits / 8; 3], 4, &rows)) {
+                let order = value(row[0]).partial_cmp(&value(row[1]));
+                let expected = match (op, order) {
+                    ("num", order) => order.is_some(),
+                    ("nan", order) => order.is_none(),
+                    (op, None) => op.ends_with('u'),
+                    (op, Some(order)) => match &op[..2] {
+                        "eq" => order.is_eq(),
+                        "ne" => order.is_ne(),
+                        "lt" => order.is_lt(),
+                        "le" => order.is_le(),
+                        "gt" => order.is_gt(),
+                        _ => order.is_ge(),
+                    },
+                };
+                assert_eq!(actual == 1, expected, "{body} {row:x?}");
+            }
+        }
+    }
+    check::<Single>("f32", 32, 23, false);
+    check::<Single>("f32", 32, 23, true);
+    check::<Double>("f64", 64, 52, false);
+    check::<Half>("f16", 16, 10, false);
+    check::<Half>("f16", 16, 10, true);
+    check::<BFloat>("bf16", 16, 7, false);
+}
+
 #[test]
 fn integer_conversions_extend_to_the_register() {
     let rows = integer_rows(32);
-    let checks: [(&str, fn(u32) -> u32); 5] = [
+    type Expected = fn(u32) -> u32;
+    let checks: [(&str, Expected); 5] = [
         ("cvt.s16.s8 d, a;", |a| a as i8 as u32),
         ("cvt.u32.u8 d, a;", |a| a as u8 as u32),
         ("cvt.s32.s16 d, a;", |a| a as i16 as u32),

@@ -167,7 +167,7 @@ fn a_cluster_reads_its_neighbour_s_shared_memory() {
     let out = b.get::<u32>(y, 128);
     for (i, v) in out.iter().enumerate() {
         let (block, thread) = (i as u32 / 32, i as u32 % 32);
-        assert_eq!(*v, (block % 2 ^ 1) * 100 + thread);
+        assert_eq!(*v, ((block % 2) ^ 1) * 100 + thread);
     }
 }
 

@@ -50,7 +50,7 @@ impl<'m> Builder<'m> {
                 }
             }
             (true, false) => {
-                let value = self.to_integral(i, a, from)?;
+                let value = self.integral(i, a, from)?;
                 let source = if from == Type::F64 { Type::F64 } else { Type::F32 };
                 let f = convert::float_to_integer(source, to).ok_or_else(|| self.unknown(i))?;
                 if to.bytes() < 4 && to.is_signed() {
@@ -99,7 +99,7 @@ impl<'m> Builder<'m> {
     }
 
     /// A float source of any format as an integral f32 or f64.
-    fn to_integral(&mut self, i: &Instruction, a: Reg, from: Type) -> Result<Reg, Error> {
+    fn integral(&mut self, i: &Instruction, a: Reg, from: Type) -> Result<Reg, Error> {
         let wide = from == Type::F64;
         let mut value = a;
         if matches!(from, Type::F16 | Type::BF16) {
@@ -148,7 +148,7 @@ impl<'m> Builder<'m> {
             a = temp;
         }
         if is_integral_rounding(i) && from == to {
-            let value = self.to_integral(i, a, from)?;
+            let value = self.integral(i, a, from)?;
             if !matches!(from, Type::F16 | Type::BF16) {
                 return Ok(value);
             }

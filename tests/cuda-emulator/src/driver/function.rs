@@ -26,13 +26,11 @@ impl Driver {
         if threads == 0 || threads > 1024 {
             return 0;
         }
-        let by_threads = card.threads_per_sm() / threads.next_multiple_of(32);
         let shared = u64::from(function.program.shared_bytes) + dynamic as u64;
         if shared > u64::from(card.shared_per_block) {
             return 0;
         }
-        let by_shared = (u64::from(card.shared_per_sm) / (shared + 1024)) as u32;
-        by_threads.min(by_shared).min(32)
+        card.resident_blocks(threads, shared)
     }
 
     fn best_block(&self, function: &Function, dynamic: usize, limit: c_int) -> (c_int, c_int) {

@@ -259,5 +259,5 @@ pub fn saturate(wide: bool) -> LaneFn {
 
 /// `.relu` on an f32 result: negative becomes +0, NaN stays.
 pub fn relu() -> LaneFn {
-    pick1(|a: f32| if a < 0.0 || a == 0.0 { 0.0 } else { canonical(a) })
+    pick1(|a: f32| if a <= 0.0 { 0.0 } else { canonical(a) })
 }

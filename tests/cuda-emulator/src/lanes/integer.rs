@@ -172,9 +172,9 @@ pub fn shift(op: &str, ty: Type) -> Option<LaneFn> {
     match op {
         "shl" => by_integer!(ty, T => pick2(|a: T, n: u32| if n >= T::BITS { 0 } else { a << (n & (T::BITS - 1)) })),
         "shr" => by_integer!(ty, T => pick2(|a: T, n: u32| {
-            #[allow(unused_comparisons)]
-            let fill: T = if a < 0 { !0 } else { 0 };
-            if n >= T::BITS { fill } else { a >> (n & (T::BITS - 1)) }
+            // Twice, because a shift by the whole width is none to Rust: what is left is 0 or the sign.
+            let last = T::BITS - 1;
+            if n >= T::BITS { a >> last >> 1 } else { a >> (n & last) }
         })),
         _ => None,
     }

@@ -227,7 +227,7 @@ pub fn permute(mode: &str) -> Option<LaneFn> {
         "rc8" => pick3(|a: u32, b: u32, c: u32| gather(a, b, [c & 3; 4])),
         "ecl" => pick3(|a: u32, b: u32, c: u32| {
             let n = c & 3;
-            gather(a, b, [n.max(0), n.max(1), n.max(2), 3])
+            gather(a, b, [n, n.max(1), n.max(2), 3])
         }),
         "ecr" => pick3(|a: u32, b: u32, c: u32| {
             let n = c & 3;

@@ -96,8 +96,9 @@ impl Lane for Pair {
 #[inline(always)]
 fn closure<F: Copy>() -> F {
     const { assert!(size_of::<F>() == 0, "a lane closure must capture nothing") };
-    // SAFETY: `F` has no bytes, and each caller was handed a value of it by a `pick` function.
-    unsafe { std::mem::MaybeUninit::<F>::uninit().assume_init() }
+    // SAFETY: a read of no bytes is valid from any aligned, non-null pointer. That a value of `F` may exist at all follows
+    // from the `pick` functions: they name a caller's instance only when handed a value of `F`, and `F` is `Copy`.
+    unsafe { std::ptr::NonNull::<F>::dangling().read() }
 }
 
 /// # Safety
@@ -132,8 +133,8 @@ unsafe fn loop_mask<A: Lane, B: Lane, F: Fn(A, B) -> bool + Copy>(a: *const u32,
     let mut bits = [0u32; 32];
     // SAFETY: the caller's registers.
     unsafe {
-        for i in 0..32 {
-            bits[i] = u32::from(f(A::from_slot((*a)[i]), B::from_slot((*b)[i]))) << i;
+        for (i, bit) in bits.iter_mut().enumerate() {
+            *bit = u32::from(f(A::from_slot((*a)[i]), B::from_slot((*b)[i]))) << i;
         }
     }
     bits.iter().fold(0, |mask, bit| mask | bit)

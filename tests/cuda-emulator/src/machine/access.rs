@@ -198,8 +198,8 @@ impl Block<'_> {
     pub fn aligned(&self, at: &[u64; 32], mask: u32, bytes: u32) -> Result<(), Fault> {
         let low = u64::from(bytes) - 1;
         let mut all = 0;
-        for i in 0..32 {
-            all |= if mask >> i & 1 == 1 { at[i] } else { 0 };
+        for (i, address) in at.iter().enumerate() {
+            all |= if mask >> i & 1 == 1 { *address } else { 0 };
         }
         if all & low == 0 {
             return Ok(());
@@ -387,8 +387,8 @@ fn in_range(at: &[u64; 32], mask: u32, region: Region, base: *mut u8, origin: u6
     // The leader fits, so `size >= bytes`: a lane fits if its offset is at most the difference.
     let room = size - u64::from(bytes);
     let mut fit = 0u32;
-    for i in 0..32 {
-        fit |= u32::from(at[i].wrapping_sub(origin) <= room) << i;
+    for (i, address) in at.iter().enumerate() {
+        fit |= u32::from(address.wrapping_sub(origin) <= room) << i;
     }
     Span { region, lanes: mask & fit, base, stride: 0, origin }
 }

@@ -38,7 +38,7 @@ impl Block<'_> {
         let expected = match barrier.count {
             Some(reg) => {
                 let threads = lanes32(warp, constants, reg)[lane as usize];
-                if threads % 32 != 0 || threads == 0 {
+                if !threads.is_multiple_of(32) || threads == 0 {
                     let detail =
                         format!("a barrier of {threads} threads: the count must be a multiple of the warp size");
                     return Err(Fault::new(Kind::IllegalInstruction, lane, detail));

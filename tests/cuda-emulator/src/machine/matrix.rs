@@ -25,9 +25,9 @@ impl Block<'_> {
         if !op.load {
             for (m, reg) in op.registers.iter().enumerate() {
                 let values = lanes32(warp, constants, *reg);
-                for lane in 0..32 {
+                for (lane, value) in values.into_iter().enumerate() {
                     let (i, j) = (lane / 4, lane % 4 * 2);
-                    for (k, half) in [values[lane] as u16, (values[lane] >> 16) as u16].into_iter().enumerate() {
+                    for (k, half) in [value as u16, (value >> 16) as u16].into_iter().enumerate() {
                         let (row, column) = if op.transposed { (j + k, i) } else { (i, j + k) };
                         data[m * 8 + row][column * 2..column * 2 + 2].copy_from_slice(&half.to_le_bytes());
                     }

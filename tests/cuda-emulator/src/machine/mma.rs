@@ -44,16 +44,16 @@ impl Block<'_> {
             let (row, column) = if m == 8 { (0, 4 * per * i) } else { (8 * (i % 2), 4 * per * (i / 2)) };
             for e in 0..per {
                 let values = element(warp, constants, *reg, mma.a_type, e);
-                for lane in 0..32 {
-                    operands.a[row + lane / 4][column + lane % 4 * per + e] = values[lane];
+                for (lane, value) in values.into_iter().enumerate() {
+                    operands.a[row + lane / 4][column + lane % 4 * per + e] = value;
                 }
             }
         }
         for (i, reg) in mma.b.iter().enumerate() {
             for e in 0..per {
                 let values = element(warp, constants, *reg, mma.b_type, e);
-                for lane in 0..32 {
-                    operands.b[lane % 4 * per + 4 * per * i + e][lane / 4] = values[lane];
+                for (lane, value) in values.into_iter().enumerate() {
+                    operands.b[lane % 4 * per + 4 * per * i + e][lane / 4] = value;
                 }
             }
         }
@@ -133,8 +133,8 @@ fn exact(operands: &Operands, c: &[[f32; 8]; 16], k: usize) -> [[f32; 8]; 16] {
         let mut sum = [0f64; 8];
         for i in 0..k {
             let a = operands.a[row][i];
-            for n in 0..8 {
-                sum[n] += a * operands.b[i][n];
+            for (sum, b) in sum.iter_mut().zip(&operands.b[i]) {
+                *sum += a * b;
             }
         }
         for n in 0..8 {

@@ -170,9 +170,7 @@ pub fn fma64(a: f64, b: f64, c: f64, rounding: Rounding) -> f64 {
     }
     if product_zero {
         let product = a * b;
-        return if c != 0.0 {
-            c
-        } else if product.is_sign_negative() == c.is_sign_negative() {
+        return if c != 0.0 || product.is_sign_negative() == c.is_sign_negative() {
             c
         } else if rounding == Rounding::Down {
             -0.0

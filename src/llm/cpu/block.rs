@@ -18,7 +18,7 @@ use crate::device::cpu::rope::{Rotation, rotate};
 use crate::device::cpu::swiglu::{swiglu, swiglu_backward};
 use crate::device::ops::{Dropout, Segment};
 use crate::llm::batch::PackedBatch;
-use crate::llm::model::Model;
+use crate::llm::cpu::Model;
 use crate::llm::peft::{LoraTensors, TARGETS, Target};
 
 /// Which rows of a block are queries.

@@ -1,0 +1,179 @@
+//! A card: its context, one stream, the modules of kernels.
+
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{CudaContext, result, sys};
+
+use super::error::{Attempt, Error, Result};
+
+/// One image of kernels a `.cu` file and precision (`gemm_bf16`): a fatbin, or PTX text that ends in NUL.
+static IMAGES: &[(&str, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/images.rs"));
+
+/// What the kernels' images were made with: a path to nvcc, or "kept PTX".
+pub const KERNELS_ORIGIN: &str = env!("COLLM_KERNELS_ORIGIN");
+
+/// Type of activations and weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// bfloat16: what ships.
+    #[default]
+    Bf16,
+    /// float32, for checking: the same kernels without tensor cores.
+    F32,
+}
+
+impl Precision {
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Precision::Bf16 => 2,
+            Precision::F32 => 4,
+        }
+    }
+
+    /// Elements of a 16-byte access: what widths and strides are multiples of.
+    pub fn vec(self) -> usize {
+        16 / self.bytes()
+    }
+}
+
+/// What there is to know about a card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// Number among the machine's cards.
+    pub ordinal: usize,
+    /// As the driver calls it.
+    pub name: String,
+    /// Compute capability.
+    pub capability: (i32, i32),
+    /// Multiprocessors.
+    pub sm_count: usize,
+    /// Memory, bytes.
+    pub memory_bytes: usize,
+    /// Free memory, bytes.
+    pub free_bytes: usize,
+}
+
+/// An open card with one stream. Dropping it releases everything.
+#[derive(Debug)]
+pub struct Cuda {
+    context: Arc<CudaContext>,
+    stream: sys::CUstream,
+    precision: Precision,
+    modules: Mutex<BTreeMap<&'static str, usize>>,
+    description: Description,
+}
+
+// SAFETY: the stream's handle is used by one thread at a time through the driver, which locks.
+unsafe impl Send for Cuda {}
+// SAFETY: as above.
+unsafe impl Sync for Cuda {}
+
+/// How many cards the driver sees; none without a driver.
+pub fn device_count() -> usize {
+    // SAFETY: only looks for the library.
+    if !unsafe { sys::is_culib_present() } || result::init().is_err() {
+        return 0;
+    }
+    result::device::get_count().unwrap_or(0).max(0) as usize
+}
+
+impl Cuda {
+    /// Opens card `ordinal` for kernels of the given precision.
+    pub fn open(ordinal: usize, precision: Precision) -> Result<Self> {
+        // SAFETY: only looks for the library. Without this, cudarc panics where there is no driver.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Error::NoDriver);
+        }
+        result::init().attempt(|| "starting the driver".to_owned())?;
+        let found = device_count();
+        if ordinal >= found {
+            return Err(Error::NoDevice { ordinal, found });
+        }
+        let open = || format!("opening device {ordinal}");
+        let context = CudaContext::new(ordinal).attempt(open)?;
+        let (major, minor) = context.compute_capability().attempt(open)?;
+        let name = context.name().attempt(open)?;
+        if major < 8 {
+            return Err(Error::TooOld { name, major, minor });
+        }
+        let sm_count = context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+        let (free_bytes, memory_bytes) = result::mem_get_info().attempt(open)?;
+        let description = Description {
+            ordinal,
+            name,
+            capability: (major, minor),
+            sm_count: sm_count.attempt(open)? as usize,
+            memory_bytes,
+            free_bytes,
+        };
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).attempt(open)?;
+        Ok(Cuda { context, stream, precision, modules: Mutex::default(), description })
+    }
+
+    /// Type of the elements.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The card.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// Waits for all work given so far.
+    pub fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as `self`.
+        unsafe { result::stream::synchronize(self.stream) }.attempt(|| "running the kernels".to_owned())
+    }
+
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    /// Makes the context this thread's.
+    pub(super) fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().attempt(|| format!("using device {}", self.description.ordinal))
+    }
+
+    /// The module of one `.cu` file, loaded when first asked for.
+    pub(super) fn module(&self, file: &'static str) -> Result<sys::CUmodule> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&module) = modules.get(file) {
+            return Ok(module as sys::CUmodule);
+        }
+        let image = format!("{file}_{}", self.precision.suffix());
+        let found = IMAGES.iter().find(|(name, _)| *name == image);
+        let (_, bytes) = found.unwrap_or_else(|| panic!("kernels/{file}.cu is built in"));
+        self.bind()?;
+        // SAFETY: a fatbin knows its length, PTX ends in NUL (build.rs).
+        let module = unsafe { result::module::load_data(bytes.as_ptr().cast::<c_void>()) }
+            .attempt(|| format!("loading the kernels of {file}.cu (built with {KERNELS_ORIGIN})"))?;
+        modules.insert(file, module as usize);
+        Ok(module)
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_err() {
+            return;
+        }
+        // SAFETY: stream and modules were made by this object and are not used after it.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream);
+            let modules = self.modules.get_mut().unwrap_or_else(PoisonError::into_inner);
+            for module in modules.values() {
+                let _ = result::module::unload(*module as sys::CUmodule);
+            }
+            let _ = result::stream::destroy(self.stream);
+        }
+    }
+}

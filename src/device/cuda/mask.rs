@@ -1,0 +1,58 @@
+//! Masks of LoRA's dropout (`kernels/mask.cu`): the elements that [`crate::device::ops::Dropout`] drops, a bit each.
+
+use super::context::Cuda;
+use super::error::{Result, require};
+use super::launch::{Kernel, arguments};
+use super::memory::Buffer;
+use crate::device::ops::Dropout;
+
+/// Handle of the kernel.
+#[derive(Debug)]
+pub struct Mask {
+    kernel: Kernel,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Numbers {
+    key: [u32; 2],
+    step: u32,
+    threshold: u32,
+}
+
+/// 32-bit words of a mask row for `width` features.
+pub fn mask_words(width: usize) -> usize {
+    4 * width.div_ceil(4).div_ceil(32)
+}
+
+impl Mask {
+    /// Resolves the kernel.
+    pub fn new(cuda: &Cuda) -> Result<Self> {
+        Ok(Mask { kernel: cuda.kernel("mask", "dropout_mask", 256, 0)? })
+    }
+
+    /// The mask of LoRA module `module` for `rows` rows: `tokens: [rows]`, `out: [rows, mask_words(width)]`.
+    #[allow(clippy::too_many_arguments)] // one operation, its operands
+    pub fn run(
+        &self,
+        cuda: &Cuda,
+        dropout: &Dropout,
+        module: u32,
+        tokens: &Buffer<u32>,
+        first: usize,
+        rows: usize,
+        width: usize,
+        out: &Buffer<u32>,
+    ) -> Result<()> {
+        let words = mask_words(width) / 4;
+        let fits = first + rows <= tokens.len() && rows * 4 * words <= out.len() && rows * words < 1 << 30;
+        require(fits, "dropout_mask", || {
+            format!("{rows} rows from {first} of {} into {} words", tokens.len(), out.len())
+        })?;
+        let numbers = Numbers { key: dropout.key(), step: dropout.step as u32, threshold: dropout.threshold() };
+        let (tokens, out) = (tokens.at(first), out.address());
+        let arguments = arguments![tokens, out, numbers, module, words as i32, rows as i32];
+        // SAFETY: the arguments are the kernel's, and the buffers were checked to hold them.
+        unsafe { cuda.launch(self.kernel, [(words * rows).div_ceil(8), 1, 1], arguments) }
+    }
+}

@@ -1,0 +1,6 @@
+//! The model on the CPU: its weights arranged for the operations, its blocks forward and backward.
+
+mod block;
+mod model;
+
+pub use model::{Model, Workspace};

@@ -1,0 +1,14 @@
+//! The model on an NVIDIA card: weights as the kernels' elements, its blocks forward and backward through fused operations.
+//!
+//! Every product with a frozen weight carries its adapters along (`[W; A]` as one operand): its output rows are
+//! `[y | u of each adapter]`, and the kernel that reads them next (RoPE, the norm, SwiGLU) adds `u Bᵀ`. Backward, rows are
+//! `[d_y | d_u]` and one product gives `d_y W + d_u A`. Gate and up rows lie in turn, so that SwiGLU is an epilogue.
+
+mod adapter;
+mod backward;
+mod forward;
+mod model;
+mod workspace;
+
+pub use model::Model;
+pub use workspace::Workspace;

@@ -1,0 +1,428 @@
+//! Buffers of the passes on a card, kept from batch to batch: they grow when a batch needs more than any before.
+
+use super::adapter::{DeviceAdapter, Product};
+use super::model::Model;
+use crate::device::cpu::splice::Source;
+use crate::device::cuda::attention::Tables;
+use crate::device::cuda::lora::{Adapter, InputMask, Lora};
+use crate::device::cuda::mask::mask_words;
+use crate::device::cuda::memory::{Elements, from_elements};
+use crate::device::cuda::{Buffer, Cuda, Rows, Scalar};
+use crate::device::ops::Dropout;
+use crate::llm::Error;
+use crate::llm::batch::PackedBatch;
+use crate::llm::peft::{LoraTensors, TARGETS, Target};
+
+/// Activations of one block, all rows of the batch (of the last block, query side: one row a prompt).
+#[derive(Debug)]
+pub(super) struct Saved {
+    /// Input, `[n, hidden + tail]`: after the norm has added the last product's adapter, the residual stream whole.
+    pub x: Elements,
+    pub inv_rms: Buffer<f32>,
+    /// `[n, q | k | v | u]`, turned; of the last block `[n, k | v | u]`.
+    pub qkv: Elements,
+    pub attn: Elements,
+    pub lse: Buffer<f32>,
+    /// Between attention and MLP, `[n_q, hidden + tail]`.
+    pub mid: Elements,
+    pub mid_inv_rms: Buffer<f32>,
+    /// `[n_q, 2 · intermediate + tail]`, gate and up in turn.
+    pub gate_up: Elements,
+    /// `[n_q, intermediate]`; kept only where down's adapter is trained.
+    pub act: Elements,
+}
+
+/// Which rows a product runs over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// All tokens.
+    All,
+    /// The last token of each prompt.
+    Last,
+}
+
+/// Buffers and the batch they hold.
+#[derive(Debug)]
+pub struct Workspace {
+    pub(super) n: usize,
+    pub(super) n_prompts: usize,
+    pub(super) first: usize,
+    pub(super) dropout: Option<Dropout>,
+    pub(super) n_slots: usize,
+    slots: Vec<usize>,
+    saving: bool,
+    pub(super) saved: Vec<Saved>,
+    pub(super) adapter: Option<DeviceAdapter>,
+    has_lora: bool,
+    pub(super) tables: Tables,
+    pub(super) tables_last: Tables,
+    pub(super) sources: Buffer<i32>,
+    pub(super) positions: Buffer<u32>,
+    pub(super) q_positions: Buffer<u32>,
+    tokens: Buffer<u32>,
+    q_tokens: Buffer<u32>,
+    pub(super) last_rows: Buffer<i32>,
+    /// Counted from the first row with a gradient.
+    pub(super) last_rows_d: Buffer<i32>,
+    pub(super) slot_rows: Buffer<i32>,
+    pub(super) vectors: Buffer<f32>,
+    pub(super) d_vectors: Buffer<f32>,
+    pub(super) labels: Buffer<f32>,
+    pub(super) scores: Buffer<f32>,
+    pub(super) losses: Buffer<f32>,
+    masks: [Buffer<u32>; 3],
+    pub(super) partials: Buffer<f32>,
+    pub(super) delta: Buffer<f32>,
+    pub(super) last_x: Elements,
+    pub(super) q_last: Elements,
+    pub(super) h: Elements,
+    pub(super) h_q: Elements,
+    pub(super) x_q: Elements,
+    pub(super) y: Elements,
+    pub(super) d_x: Elements,
+    pub(super) d_x_last: Elements,
+    pub(super) d_h: Elements,
+    pub(super) d_gate_up: Elements,
+    pub(super) d_attn: Elements,
+    pub(super) d_qkv: Elements,
+    pub(super) d_q_last: Elements,
+}
+
+fn grow<T: Scalar>(cuda: &Cuda, buffer: &mut Buffer<T>, len: usize, what: &str) -> Result<(), Error> {
+    if buffer.len() < len {
+        // Freed first: old and new need not fit side by side.
+        *buffer = Buffer::new(cuda, 0, what)?;
+        *buffer = Buffer::new(cuda, len, what)?;
+    }
+    Ok(())
+}
+
+fn put<T: Scalar>(cuda: &Cuda, buffer: &mut Buffer<T>, values: &[T], what: &str) -> Result<(), Error> {
+    grow(cuda, buffer, values.len(), what)?;
+    Ok(buffer.upload(cuda, values)?)
+}
+
+impl Workspace {
+    /// Empty buffers.
+    pub fn new(model: &Model) -> Result<Self, Error> {
+        let cuda = &model.cuda;
+        macro_rules! empty {
+            () => {
+                Buffer::new(cuda, 0, "buffers")?
+            };
+        }
+        Ok(Workspace {
+            n: 0,
+            n_prompts: 0,
+            first: 0,
+            dropout: None,
+            n_slots: 0,
+            slots: Vec::new(),
+            saving: false,
+            saved: Vec::new(),
+            adapter: None,
+            has_lora: false,
+            tables: Tables::default(),
+            tables_last: Tables::default(),
+            sources: empty!(),
+            positions: empty!(),
+            q_positions: empty!(),
+            tokens: empty!(),
+            q_tokens: empty!(),
+            last_rows: empty!(),
+            last_rows_d: empty!(),
+            slot_rows: empty!(),
+            vectors: empty!(),
+            d_vectors: empty!(),
+            labels: empty!(),
+            scores: empty!(),
+            losses: empty!(),
+            masks: [empty!(), empty!(), empty!()],
+            partials: empty!(),
+            delta: empty!(),
+            last_x: empty!(),
+            q_last: empty!(),
+            h: empty!(),
+            h_q: empty!(),
+            x_q: empty!(),
+            y: empty!(),
+            d_x: empty!(),
+            d_x_last: empty!(),
+            d_h: empty!(),
+            d_gate_up: empty!(),
+            d_attn: empty!(),
+            d_qkv: empty!(),
+            d_q_last: empty!(),
+        })
+    }
+
+    /// Takes a batch: uploads it, packs the adapter, lists attention's work, makes room. `save`: for a backward pass.
+    pub(super) fn begin(
+        &mut self,
+        model: &Model,
+        lora: Option<&LoraTensors>,
+        dropout: Option<Dropout>,
+        batch: &PackedBatch,
+        vectors: &[f32],
+        save: bool,
+    ) -> Result<(), Error> {
+        let cuda = &model.cuda;
+        (self.n, self.n_prompts, self.first) = (batch.n_rows(), batch.n_prompts(), batch.first_gradient);
+        self.dropout = dropout;
+        self.has_lora = lora.is_some();
+        if let Some(lora) = lora {
+            if !self.adapter.as_ref().is_some_and(|a| a.fits(lora)) {
+                self.adapter = None;
+                self.adapter = Some(DeviceAdapter::new(cuda, lora, model.layers.len())?);
+            }
+            if let Some(adapter) = &mut self.adapter {
+                adapter.load(cuda, &model.ops.lora, lora)?;
+                let len = adapter.gradients.len();
+                adapter.gradients.clear(cuda, len)?;
+            }
+        }
+        let hidden = model.config.hidden_size;
+        let n_vectors = vectors.len() / hidden;
+        let mut sources = Vec::with_capacity(self.n);
+        let mut slots = Vec::new();
+        for (row, source) in batch.sources.iter().enumerate() {
+            sources.push(match *source {
+                Source::Token(id) => {
+                    let vocab = model.config.vocab_size;
+                    if id as usize >= vocab {
+                        return Err(Error::Shape { what: format!("token {id} of a vocabulary of {vocab}") });
+                    }
+                    id as i32
+                }
+                Source::Vector(v) => {
+                    if v as usize >= n_vectors {
+                        return Err(Error::Shape { what: format!("slot vector {v} of {n_vectors}") });
+                    }
+                    if row >= self.first {
+                        slots.push((v as usize, (row - self.first) as i32));
+                    }
+                    -1 - v as i32
+                }
+            });
+        }
+        let gather = |from: &[u32]| -> Vec<u32> { batch.last_rows.iter().map(|&r| from[r]).collect() };
+        put(cuda, &mut self.sources, &sources, "a batch")?;
+        put(cuda, &mut self.positions, &batch.positions, "a batch")?;
+        put(cuda, &mut self.q_positions, &gather(&batch.positions), "a batch")?;
+        put(cuda, &mut self.tokens, &batch.step_tokens, "a batch")?;
+        put(cuda, &mut self.q_tokens, &gather(&batch.step_tokens), "a batch")?;
+        let last: Vec<i32> = batch.last_rows.iter().map(|&r| r as i32).collect();
+        put(cuda, &mut self.last_rows, &last, "a batch")?;
+        put(cuda, &mut self.vectors, vectors, "CIE vectors")?;
+        let p = self.n_prompts;
+        grow(cuda, &mut self.scores, p, "scores")?;
+        if save {
+            let last: Vec<i32> = last.iter().map(|&r| r - self.first as i32).collect();
+            put(cuda, &mut self.last_rows_d, &last, "a batch")?;
+            let rows: Vec<i32> = slots.iter().map(|s| s.1).collect();
+            put(cuda, &mut self.slot_rows, &rows, "a batch")?;
+            grow(cuda, &mut self.d_vectors, rows.len() * hidden, "CIE gradients")?;
+            grow(cuda, &mut self.labels, p, "labels")?;
+            grow(cuda, &mut self.losses, p, "losses")?;
+        }
+        self.n_slots = slots.len();
+        self.slots = slots.into_iter().map(|s| s.0).collect();
+        let (last_segments, none) = (batch.last_segments(), Vec::new());
+        let (backward, backward_last) =
+            if save { (batch.gradient_segments(), &last_segments) } else { (Vec::new(), &none) };
+        let first = if save { self.first } else { self.n };
+        self.tables.prepare(cuda, &batch.segments, &backward, first)?;
+        self.tables_last.prepare(cuda, &last_segments, backward_last, first)?;
+        self.make_room(model, save)
+    }
+
+    fn make_room(&mut self, model: &Model, save: bool) -> Result<(), Error> {
+        let cuda = &model.cuda;
+        let (config, heads) = (&model.config, model.heads());
+        let size = model.precision().bytes();
+        let (n, p) = (self.n, self.n_prompts);
+        let [tail_qkv, tail_o, tail_gate_up, tail_down] = Product::ALL.map(|product| {
+            let adapter = self.adapter.as_ref().filter(|_| self.has_lora);
+            adapter.map_or(0, |a| (0..model.layers.len()).map(|l| a.tail(l, product)).max().unwrap_or(0))
+        });
+        let (hidden, inter) = (config.hidden_size, config.intermediate_size);
+        let (q_width, kv_width) = (heads.q_width(), heads.kv_width());
+        let qkv = q_width + 2 * kv_width + tail_qkv;
+        let (x, mid, gate_up) = (hidden + tail_down, hidden + tail_o, 2 * inter + tail_gate_up);
+        // Without a backward pass two sets take turns.
+        let sets = if save { model.layers.len() } else { 2.min(model.layers.len()) };
+        if save != self.saving {
+            self.saved.clear();
+            self.saving = save;
+        }
+        while self.saved.len() < sets {
+            let empty = || Buffer::new(cuda, 0, "activations");
+            let factors = || Buffer::new(cuda, 0, "activations");
+            self.saved.push(Saved {
+                x: empty()?,
+                inv_rms: factors()?,
+                qkv: empty()?,
+                attn: empty()?,
+                lse: factors()?,
+                mid: empty()?,
+                mid_inv_rms: factors()?,
+                gate_up: empty()?,
+                act: empty()?,
+            });
+        }
+        let acts = if save && tail_down > 0 { sets } else { 1 };
+        for (l, s) in self.saved.iter_mut().enumerate() {
+            grow(cuda, &mut s.x, n * x * size, "activations: x")?;
+            grow(cuda, &mut s.inv_rms, n, "activations: norm")?;
+            grow(cuda, &mut s.qkv, n * qkv * size, "activations: q, k, v")?;
+            grow(cuda, &mut s.attn, n * q_width * size, "activations: attention")?;
+            grow(cuda, &mut s.lse, n * heads.n_heads, "activations: log-sum-exp")?;
+            grow(cuda, &mut s.mid, n * mid * size, "activations: mid")?;
+            grow(cuda, &mut s.mid_inv_rms, n, "activations: norm")?;
+            grow(cuda, &mut s.gate_up, n * gate_up * size, "activations: gate and up")?;
+            if l < acts {
+                grow(cuda, &mut s.act, n * inter * size, "activations: act")?;
+            }
+        }
+        grow(cuda, &mut self.last_x, p * x * size, "activations: last x")?;
+        grow(cuda, &mut self.q_last, p * (q_width + tail_qkv) * size, "activations: last q")?;
+        grow(cuda, &mut self.h, n * hidden * size, "normed rows")?;
+        grow(cuda, &mut self.h_q, p * hidden * size, "normed rows")?;
+        grow(cuda, &mut self.x_q, p * hidden * size, "last rows")?;
+        grow(cuda, &mut self.y, p * hidden * size, "final rows")?;
+        if self.dropout.is_some() {
+            let widest = mask_words(hidden.max(inter).max(q_width));
+            self.masks.iter_mut().try_for_each(|m| grow(cuda, m, n * widest, "dropout masks"))?;
+        }
+        if !save {
+            return Ok(());
+        }
+        let stream = hidden + tail_o.max(tail_down);
+        let d_rows = n - self.first;
+        grow(cuda, &mut self.d_x, d_rows * stream * size, "gradients: x")?;
+        grow(cuda, &mut self.d_x_last, p * stream * size, "gradients: last x")?;
+        let d_h = d_rows.max(p) * hidden;
+        grow(cuda, &mut self.d_h, d_h * size, "gradients: normed rows")?;
+        grow(cuda, &mut self.d_gate_up, d_rows.max(p) * gate_up * size, "gradients: gate and up")?;
+        grow(cuda, &mut self.d_attn, d_rows.max(p) * q_width * size, "gradients: attention")?;
+        grow(cuda, &mut self.d_qkv, d_rows * qkv * size, "gradients: q, k, v")?;
+        grow(cuda, &mut self.d_q_last, p * (q_width + tail_qkv) * size, "gradients: last q")?;
+        grow(cuda, &mut self.delta, d_rows.max(p) * heads.n_heads, "gradients: attention")?;
+        if self.has_lora {
+            let widest = (2 * inter).max(hidden).max(q_width);
+            grow(cuda, &mut self.partials, Lora::partials(d_rows.max(p), widest), "gradients: LoRA")?;
+        }
+        Ok(())
+    }
+
+    /// The adapter of this pass.
+    pub(super) fn lora(&self) -> Option<&DeviceAdapter> {
+        self.adapter.as_ref().filter(|_| self.has_lora)
+    }
+
+    /// Adapter columns of a product's rows.
+    pub(super) fn tail(&self, l: usize, product: Product) -> usize {
+        self.lora().map_or(0, |a| a.tail(l, product))
+    }
+
+    /// Activations of block `l`.
+    pub(super) fn saved(&self, l: usize) -> &Saved {
+        if self.saving { &self.saved[l] } else { &self.saved[l % self.saved.len()] }
+    }
+
+    /// Where block `l`'s act goes.
+    pub(super) fn act(&self, l: usize) -> &Elements {
+        let own = &self.saved(l).act;
+        if own.is_empty() { &self.saved[0].act } else { own }
+    }
+
+    /// Input of block `l`, with the columns of the product that made it.
+    pub(super) fn x(&self, model: &Model, l: usize) -> Rows {
+        let tail = if l == 0 { 0 } else { self.tail(l - 1, Product::Down) };
+        Rows::new(&self.saved(l).x, model.precision(), self.n, model.config.hidden_size + tail)
+    }
+
+    /// Output of the last block.
+    pub(super) fn last_x(&self, model: &Model) -> Rows {
+        let tail = self.tail(model.layers.len() - 1, Product::Down);
+        Rows::new(&self.last_x, model.precision(), self.n_prompts, model.config.hidden_size + tail)
+    }
+
+    /// Gradient of the residual stream, all rows that have one.
+    pub(super) fn d_x_all(&self, model: &Model) -> Rows {
+        let width = self.d_stream(model);
+        Rows::new(&self.d_x, model.precision(), self.n - self.first, width).columns(0, model.config.hidden_size)
+    }
+
+    /// Gradient of the residual stream of the last block's queries.
+    pub(super) fn d_x_last(&self, model: &Model) -> Rows {
+        let width = self.d_stream(model);
+        Rows::new(&self.d_x_last, model.precision(), self.n_prompts, width).columns(0, model.config.hidden_size)
+    }
+
+    fn d_stream(&self, model: &Model) -> usize {
+        let tails = (0..model.layers.len()).flat_map(|l| [self.tail(l, Product::O), self.tail(l, Product::Down)]);
+        model.config.hidden_size + tails.max().unwrap_or(0)
+    }
+
+    /// The adapter of block `l`'s down projection, whose u follows the residual stream that it made.
+    pub(super) fn down_adapter(&self, model: &Model, l: usize) -> Option<Adapter> {
+        self.lora()?.adapter(l, Product::Down, Target::Down, model.config.hidden_size)
+    }
+
+    /// Makes the dropout masks of some targets of block `l` for rows from `first` on, and returns their addresses.
+    pub(super) fn masks(
+        &self,
+        model: &Model,
+        l: usize,
+        targets: &[(Target, usize)],
+        side: Side,
+        first: usize,
+        rows: usize,
+    ) -> Result<Vec<u64>, Error> {
+        let Some(dropout) = &self.dropout else { return Ok(Vec::new()) };
+        let tokens = if side == Side::All { &self.tokens } else { &self.q_tokens };
+        let mut addresses = Vec::new();
+        for (&(target, width), mask) in targets.iter().zip(&self.masks) {
+            let module = (l * TARGETS.len() + target as usize) as u32;
+            model.ops.mask.run(&model.cuda, dropout, module, tokens, first, rows, width, mask)?;
+            addresses.push(mask.address());
+        }
+        Ok(addresses)
+    }
+
+    /// The mask at `index` of the last [`Self::masks`], for gradients of A.
+    pub(super) fn input_mask(&self, index: usize) -> Option<InputMask> {
+        self.dropout.as_ref().map(|d| InputMask { mask: self.masks[index].address(), scale: d.scale() })
+    }
+
+    /// Rows as host numbers, dense: `rows · columns` of them (adapter columns left out by the caller).
+    pub(super) fn read(&self, model: &Model, rows: Rows) -> Result<Vec<f32>, Error> {
+        let rows = rows.columns(0, model.config.hidden_size.min(rows.columns));
+        let bytes = model.cuda.read(rows)?;
+        Ok(from_elements(rows.precision, &bytes))
+    }
+
+    /// Gradients of the vectors; of vectors that no row reads, zero.
+    pub(super) fn read_d_vectors(&self, model: &Model, d_vectors: &mut [f32]) -> Result<(), Error> {
+        let hidden = model.config.hidden_size;
+        let found = self.d_vectors.download(&model.cuda, self.n_slots * hidden)?;
+        d_vectors.fill(0.0);
+        for (&v, row) in self.slots.iter().zip(found.chunks_exact(hidden)) {
+            d_vectors[v * hidden..][..hidden].copy_from_slice(row);
+        }
+        Ok(())
+    }
+
+    /// Adds the adapter's gradients.
+    pub(super) fn add_gradients(&mut self, model: &Model, d_lora: &mut LoraTensors) -> Result<(), Error> {
+        let Some(adapter) = self.adapter.as_mut().filter(|_| self.has_lora) else { return Ok(()) };
+        let mut rest = adapter.read_gradients(&model.cuda)?;
+        for slice in d_lora.slices_mut() {
+            let (own, after) = rest.split_at(slice.len());
+            slice.iter_mut().zip(own).for_each(|(d, g)| *d += g);
+            rest = after;
+        }
+        Ok(())
+    }
+}

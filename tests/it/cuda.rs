@@ -1,0 +1,83 @@
+//! The CUDA kernels on the emulator: every operation against float64, and the sizes at which tiles are ragged.
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::path::PathBuf;
+use std::sync::Once;
+
+use crate::common::fixture;
+use collm_engine::device::Device;
+use collm_engine::device::cuda::{Cuda, Precision};
+use collm_engine::llm::verify::verify;
+
+unsafe extern "C" {
+    fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
+}
+
+/// The emulator's library, which cargo builds beside the tests.
+fn emulator() -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    let deps = exe.parent().unwrap();
+    let library = deps.join("libcuda_emulator.so");
+    assert!(library.exists(), "{} is missing: cargo test builds it", library.display());
+    library
+}
+
+/// Makes the emulator this process's driver: its soname is libcuda.so.1, so the engine's own search finds it.
+pub fn load_emulator() {
+    static LOADED: Once = Once::new();
+    LOADED.call_once(|| {
+        let path = CString::new(emulator().to_str().unwrap()).unwrap();
+        // SAFETY: RTLD_NOW | RTLD_GLOBAL of our own library.
+        assert!(!unsafe { dlopen(path.as_ptr(), 0x102) }.is_null());
+    });
+}
+
+/// Opens the emulated card.
+pub fn cuda(precision: Precision) -> Cuda {
+    load_emulator();
+    Cuda::open(0, precision).unwrap()
+}
+
+#[test]
+fn operations_agree_with_float64() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let cuda = cuda(precision);
+        let outcomes = collm_engine::selftest::run(&cuda).unwrap();
+        for o in &outcomes {
+            println!("{precision:?} {} {}: {:.2e} of {:.2e}", o.operation, o.case, o.error, o.limit);
+        }
+        for o in &outcomes {
+            assert!(
+                o.passed(),
+                "{precision:?} {} {}: error {:e}, limit {:e}, contained {}",
+                o.operation,
+                o.case,
+                o.error,
+                o.limit,
+                o.contained
+            );
+        }
+    }
+}
+
+/// Every golden model through the kernels: float32 at the CPU's limits, bf16 at its own.
+#[test]
+fn golden_models() {
+    load_emulator();
+    for precision in [Precision::F32, Precision::Bf16] {
+        for name in
+            ["llama-mha", "llama-gqa", "qwen2", "llama3-rope", "linear-rope", "llama-tied-theta1e6", "llama-sharded"]
+        {
+            let dir = fixture("golden").join(name);
+            let device = Device::Cuda { ordinal: 0, precision };
+            let report = verify(&dir, Some(&dir.join("adapter")), &dir.join("golden.safetensors"), device).unwrap();
+            assert!(report.unchecked.is_empty(), "{name}: {:?}", report.unchecked);
+            let bad: Vec<_> = report.comparisons.iter().filter(|c| !c.passes()).collect();
+            println!(
+                "{name} {precision:?}: worst {:.1e}",
+                report.comparisons.iter().map(|c| c.error).fold(0.0, f64::max)
+            );
+            assert!(bad.is_empty(), "{name} {precision:?}: {bad:#?}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The CUDA operations beside the LLM, on the emulator: their cases apart, and PyTorch's results.
+
+use collm_engine::device::cpu::lightgcn::Adjacency;
+use collm_engine::device::cpu::optimizer::Decay;
+use collm_engine::device::cuda::lightgcn::LightGcn;
+use collm_engine::device::cuda::mf::{BatchLists, Mf, Tables};
+use collm_engine::device::cuda::optimizer::{Optimizer, Step, Trained};
+use collm_engine::device::cuda::{Buffer, Precision};
+use collm_engine::selftest::{self, Outcome};
+use safetensors::{Dtype, SafeTensors};
+
+use crate::cuda::cuda;
+
+fn passed(outcomes: &[Outcome]) {
+    for o in outcomes {
+        println!("{} {}: {:.2e} of {:.2e}", o.operation, o.case, o.error, o.limit);
+    }
+    for o in outcomes {
+        assert!(o.passed(), "{} {}: {:e} of {:e}, contained {}", o.operation, o.case, o.error, o.limit, o.contained);
+    }
+}
+
+fn floats(file: &SafeTensors, name: &str) -> Vec<f32> {
+    let t = file.tensor(name).unwrap();
+    match t.dtype() {
+        Dtype::F64 => bytemuck::pod_collect_to_vec::<u8, f64>(t.data()).iter().map(|&x| x as f32).collect(),
+        _ => bytemuck::pod_collect_to_vec(t.data()),
+    }
+}
+
+fn ids(file: &SafeTensors, name: &str) -> Vec<u32> {
+    let wide: Vec<i64> = bytemuck::pod_collect_to_vec(file.tensor(name).unwrap().data());
+    wide.iter().map(|&id| id.try_into().unwrap()).collect()
+}
+
+fn labels(file: &SafeTensors) -> Vec<u8> {
+    floats(file, "labels").iter().map(|&l| l as u8).collect()
+}
+
+fn close(got: &[f32], want: &[f32], limit: f32, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    for (g, w) in got.iter().zip(want) {
+        assert!((g - w).abs() <= limit * largest, "{what}: {g} against {w}");
+    }
+}
+
+#[test]
+fn optimizer() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        passed(&selftest::optimizer::cases(&cuda(precision)).unwrap());
+    }
+}
+
+/// Steps of torch.optim.AdamW and torch.optim.Adam.
+#[test]
+fn optimizer_agrees_with_pytorch() {
+    let cuda = cuda(Precision::Bf16);
+    let bytes = include_bytes!("../fixtures/golden/collab-optim/golden.safetensors");
+    let file = SafeTensors::deserialize(bytes).unwrap();
+    let buffer = |name: &str| Buffer::from_host(&cuda, &floats(&file, name), name).unwrap();
+    let (w, b) = (buffer("w0"), buffer("b0"));
+    let (mut gw, mut gb) = (buffer("gw0"), buffer("gb0"));
+    let trained = [Trained::new(&w, &gw, 1e-3), Trained::new(&b, &gb, 0.0)];
+    let mut optimizer = Optimizer::new(&cuda, Decay::Decoupled, &trained).unwrap();
+    let step = |lr: f64| Step { lr, scale: 1.0, max_norm: f64::INFINITY, zero_gradients: true };
+    for t in 0..6 {
+        gw.upload(&cuda, &floats(&file, &format!("gw{t}"))).unwrap();
+        gb.upload(&cuda, &floats(&file, &format!("gb{t}"))).unwrap();
+        optimizer.step(&cuda, step(floats(&file, &format!("lr{t}"))[0].into())).unwrap();
+        for (got, name) in [(&w, "w"), (&b, "b")] {
+            let want = floats(&file, &format!("{name}{}", t + 1));
+            close(&got.download(&cuda, want.len()).unwrap(), &want, 1e-6, name);
+        }
+    }
+    let w = buffer("w0");
+    let mut optimizer = Optimizer::new(&cuda, Decay::Coupled, &[Trained::new(&w, &gw, 1e-4)]).unwrap();
+    for t in 0..6 {
+        gw.upload(&cuda, &floats(&file, &format!("gw{t}"))).unwrap();
+        optimizer.step(&cuda, step(1e-3)).unwrap();
+    }
+    close(&w.download(&cuda, w.len()).unwrap(), &floats(&file, "adam_l2.w6"), 1e-6, "Adam with L2");
+}
+
+#[test]
+fn mapping() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        passed(&selftest::mapping::cases(&cuda(precision)).unwrap());
+    }
+}
+
+#[test]
+fn mf() {
+    passed(&selftest::mf::cases(&cuda(Precision::Bf16)).unwrap());
+}
+
+#[test]
+fn lightgcn() {
+    passed(&selftest::lightgcn::cases(&cuda(Precision::Bf16)).unwrap());
+}
+
+/// nn.Embedding with padding, BCEWithLogitsLoss and autograd.
+#[test]
+fn mf_agrees_with_pytorch() {
+    let cuda = cuda(Precision::Bf16);
+    let bytes = include_bytes!("../fixtures/golden/collab-mf/golden.safetensors");
+    let file = SafeTensors::deserialize(bytes).unwrap();
+    let names = ["user_embedding.weight", "item_embedding.weight"];
+    let [users, items] = names.map(|name| Buffer::from_host(&cuda, &floats(&file, name), name).unwrap());
+    let [d_users, d_items] = [&users, &items].map(|b| Buffer::new(&cuda, b.len(), "gradient").unwrap());
+    let (dim, n_users, n_items) = (8, users.len() / 8, items.len() / 8);
+    let (batch_users, batch_items, labels) = (ids(&file, "users"), ids(&file, "items"), labels(&file));
+    let mut batch = BatchLists::new(&cuda, n_users, n_items, labels.len()).unwrap();
+    batch.set(&cuda, &batch_users, &batch_items, &labels).unwrap();
+    let mf = Mf::new(&cuda, labels.len()).unwrap();
+    let tables = Tables::new(dim, n_users, n_items, &users, &items).unwrap();
+    let gradient = Tables::new(dim, n_users, n_items, &d_users, &d_items).unwrap();
+    mf.loss_and_gradient(&cuda, tables, &batch, gradient, true).unwrap();
+    close(&[mf.loss(&cuda).unwrap() as f32], &floats(&file, "loss"), 1e-6, "loss");
+    for (got, name) in [(&d_users, names[0]), (&d_items, names[1])] {
+        let want = floats(&file, &format!("grad.{name}"));
+        close(&got.download(&cuda, want.len()).unwrap(), &want, 1e-6, name);
+    }
+    let [pu, pi] = [batch_users, batch_items].map(|ids| Buffer::from_host(&cuda, &ids, "ids").unwrap());
+    let scores = Buffer::new(&cuda, labels.len(), "scores").unwrap();
+    mf.scores(&cuda, tables, labels.len(), &pu, &pi, &scores).unwrap();
+    close(&scores.download(&cuda, labels.len()).unwrap(), &floats(&file, "scores"), 1e-6, "scores");
+}
+
+/// The official propagation, dot products and autograd: forward, loss and the gradient all the way back to the tables.
+#[test]
+fn lightgcn_agrees_with_pytorch() {
+    let cuda = cuda(Precision::Bf16);
+    let bytes = include_bytes!("../fixtures/golden/collab-lightgcn/golden.safetensors");
+    let file = SafeTensors::deserialize(bytes).unwrap();
+    let (users, items) = (floats(&file, "embedding_user.weight"), floats(&file, "embedding_item.weight"));
+    let dim = 16;
+    let (n_users, n_items) = (users.len() / dim, items.len() / dim);
+    let edges: Vec<(u32, u32)> = ids(&file, "edge_user").into_iter().zip(ids(&file, "edge_item")).collect();
+    let graph = Adjacency::new(n_users, n_items, &edges);
+    let layers = ids(&file, "n_layers")[0] as usize;
+    let gcn = LightGcn::new(&cuda, &graph, dim).unwrap();
+    let nodes = Buffer::from_host(&cuda, &[users, items].concat(), "nodes").unwrap();
+    let [mean, d_mean, d_nodes] = [(); 3].map(|()| Buffer::new(&cuda, nodes.len(), "nodes").unwrap());
+    gcn.propagate(&cuda, layers, &nodes, &mean).unwrap();
+    let all = |users: &str, items: &str| [floats(&file, users), floats(&file, items)].concat();
+    close(&mean.download(&cuda, nodes.len()).unwrap(), &all("all_users", "all_items"), 1e-6, "mean of the layers");
+    let labels = labels(&file);
+    let mut batch = BatchLists::new(&cuda, n_users, n_items, labels.len()).unwrap();
+    batch.set(&cuda, &ids(&file, "users"), &ids(&file, "items"), &labels).unwrap();
+    let mf = Mf::new(&cuda, labels.len()).unwrap();
+    let [tables, gradient] = [&mean, &d_mean].map(|b| Tables::joined(dim, n_users, n_items, b).unwrap());
+    mf.loss_and_gradient(&cuda, tables, &batch, gradient, false).unwrap();
+    close(&[mf.loss(&cuda).unwrap() as f32], &floats(&file, "loss"), 1e-6, "loss");
+    gcn.propagate(&cuda, layers, &d_mean, &d_nodes).unwrap();
+    let want = all("grad.embedding_user.weight", "grad.embedding_item.weight");
+    close(&d_nodes.download(&cuda, nodes.len()).unwrap(), &want, 1e-6, "gradient of the tables");
+}
