@@ -33,7 +33,7 @@ fn exchange(config: Config, kernel: &str) -> Vec<Finding> {
     if kernel.ends_with('0') {
         let got: Vec<u32> = b.get(out, 4 * 64);
         for (i, v) in got.iter().enumerate() {
-            assert_eq!(*v as usize, (i / 64 + 1) % 4 * 1000 + (i % 64 ^ 1));
+            assert_eq!(*v as usize, (i / 64 + 1) % 4 * 1000 + ((i % 64) ^ 1));
         }
         assert_eq!(b.get::<u32>(count, 1), [256]);
     }

@@ -603,6 +603,8 @@ fn a_warp_specialised_gemm_with_ragged_sizes() {
             assert_eq!(findings, [], "{size:?}");
             assert!(far < 1e-4, "{size:?}: {far}");
         }
+        let (far, findings) = gemm(config.clone(), "gemm_8", (130, 196, 328), 3);
+        assert_eq!((findings, far < 1e-4), (vec![], true), "one group in flight: {far}");
         let (far, findings) = gemm(Config { check: false, ..config }, "gemm_0", (77, 100, 136), 2);
         assert_eq!((findings, far < 1e-4), (vec![], true), "unchecked: {far}");
     }
@@ -621,6 +623,7 @@ fn mistakes_of_a_warp_specialised_gemm_are_found() {
         (6, &[Kind::SharedRace, Kind::AsyncCopyNotWaited, Kind::InvalidBarrier, Kind::Deadlock]),
         (7, &[Kind::MissingProxyFence]),
         (9, &[Kind::AsyncCopyNotWaited]),
+        (10, &[Kind::AsyncCopyNotWaited, Kind::SharedRace]),
     ] {
         for (way, config) in ways().into_iter().enumerate() {
             let (_, findings) = gemm(config, &format!("gemm_{bug}"), (130, 196, 328), 3);
