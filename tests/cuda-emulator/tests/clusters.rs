@@ -6,15 +6,10 @@ use common::{Bench, Numbers, distance, ways};
 use cuda_emulator::memory::tensor_map::{Swizzle, TensorMap};
 use cuda_emulator::{Config, Finding, Kind, Shape};
 
-fn bench(config: Config) -> Bench {
-    let path = format!("{}/tests/kernels/hopper.ptx", env!("CARGO_MANIFEST_DIR"));
-    Bench::from_text(&std::fs::read_to_string(path).unwrap(), "H100", config)
-}
-
 #[test]
 fn blocks_know_their_place_in_the_cluster() {
     for config in ways() {
-        let b = bench(config);
+        let b = Bench::hopper(config);
         let out = b.empty(6 * 4 * 8 * 4);
         b.clean("cluster_names", Shape { grid: [6, 4, 1], block: [1, 1, 1], ..Shape::default() }, &[&out]);
         let got: Vec<u32> = b.get(out, 6 * 4 * 8);
@@ -26,7 +21,7 @@ fn blocks_know_their_place_in_the_cluster() {
 }
 
 fn exchange(config: Config, kernel: &str) -> Vec<Finding> {
-    let b = bench(config);
+    let b = Bench::hopper(config);
     let (out, count) = (b.put(&[0u32; 4 * 64]), b.put(&[0u32]));
     let shape = Shape { cluster: [4, 1, 1], ..Shape::linear(4, 64) };
     let outcome = b.run(kernel, shape, &[&out, &count]);
@@ -61,7 +56,7 @@ fn memory_of_other_blocks_and_races_on_it() {
 #[test]
 fn a_barrier_of_another_block_carries_order() {
     for config in ways() {
-        let b = bench(config);
+        let b = Bench::hopper(config);
         let out = b.empty(256);
         b.clean("cluster_arrive_0", Shape::linear(2, 64), &[&out]);
         let expected: Vec<u32> = (0..64).map(|i| (i ^ 33) * 3).collect();
@@ -77,7 +72,7 @@ fn a_barrier_of_another_block_carries_order() {
 #[test]
 fn one_copy_for_all_blocks_of_a_cluster() {
     for config in ways() {
-        let b = bench(config);
+        let b = Bench::hopper(config);
         let x: Vec<u8> = (0..64 * 16).map(|i| (i % 251) as u8).collect();
         let source = b.put(&x);
         let map = TensorMap::packed(0, source, &[64, 16], &[64, 16]).swizzled(Swizzle::B64).encode().unwrap().to_vec();
@@ -101,7 +96,7 @@ fn one_copy_for_all_blocks_of_a_cluster() {
 }
 
 fn pair(config: Config, kernel: &str, (m, n, k): (usize, usize, usize)) -> (f64, Vec<Finding>) {
-    let b = bench(config);
+    let b = Bench::hopper(config);
     let (x, y) = (Numbers(41).bf16(m * k), Numbers(42).bf16(n * k));
     let (dx, dy, dc) = (b.put(&x), b.put(&y), b.put(&vec![0f32; m * n]));
     let map = |address, rows: usize, per: u32| {
