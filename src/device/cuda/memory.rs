@@ -166,7 +166,7 @@ impl Rows {
 
     /// Base and stride are multiples of 16 bytes.
     pub fn is_aligned(&self) -> bool {
-        self.address % 16 == 0 && self.stride * self.precision.bytes() % 16 == 0
+        self.address.is_multiple_of(16) && (self.stride * self.precision.bytes()).is_multiple_of(16)
     }
 }
 
