@@ -127,11 +127,11 @@ impl Model {
         }
     }
 
-    /// Free and total memory of the card that holds the model.
-    pub fn cuda_memory(&self) -> Result<Option<(usize, usize)>, Error> {
+    /// Bytes allocated on the card that holds the model.
+    pub fn cuda_allocated(&self) -> usize {
         match &self.backend {
-            Backend::Cpu(_) => Ok(None),
-            Backend::Cuda(m) => Ok(Some(m.memory()?)),
+            Backend::Cpu(_) => 0,
+            Backend::Cuda(m) => m.allocated(),
         }
     }
 

@@ -75,13 +75,13 @@ fn the_memory_plan_covers_what_is_allocated() {
     let line = card.plan(&demand, &mut workspace).unwrap().unwrap();
     assert!(line.contains("to allocate") && !line.contains("recomputed"), "{line}");
     let plan = card.cuda_plan(&demand).unwrap().unwrap();
-    let before = card.cuda_memory().unwrap().unwrap().0;
+    let before = card.cuda_allocated();
     let dropout = Some(Dropout { p: 0.3, seed: 2, step: 5 });
     pass_in(&mut workspace, &card, &lora, &vectors(), Loss::YesLogitBce, dropout, GradientFrom::Start, &all());
-    let used = before - card.cuda_memory().unwrap().unwrap().0;
-    // Besides the plan: tables and index arrays of the batch, and the allocator's rounding of each buffer.
-    assert!(used <= plan.needed() + 200 * 512, "{used} bytes allocated, {} planned", plan.needed());
-    assert!(2 * used >= plan.needed(), "{used} bytes allocated, {} planned: the plan is far off", plan.needed());
+    let used = card.cuda_allocated() - before;
+    // Beside the plan lie the batch's index arrays, attention's lists of work, and LoRA's table.
+    assert!(used <= plan.needed() + (16 << 10), "{used} bytes allocated, {} planned", plan.needed());
+    assert!(used + (16 << 10) >= plan.needed(), "{used} bytes allocated, {} planned", plan.needed());
 }
 
 /// (loss, AUC…) of every line of a run's metrics.
@@ -102,20 +102,20 @@ fn training_follows_the_cpu() {
         "collab.mf.dim=8",
         "collab.mf.max_epochs=20",
         "stage1.batch_rows=4",
-        "stage1.steps_per_epoch=5",
-        "stage1.max_epochs=2",
+        "stage1.steps_per_epoch=10",
+        "stage1.max_epochs=1",
         "stage2.batch_rows=4",
-        "stage2.steps_per_epoch=5",
-        "stage2.max_epochs=2",
-        "eval.valid_rows=8",
-        "eval.test_rows=8",
+        "stage2.steps_per_epoch=10",
+        "stage2.max_epochs=1",
+        "eval.valid_rows=4",
     ];
+    // Ten steps a stage. The checks are off for time's sake: the same kernels run checked in the other tests.
     let train = |device: &str| {
         let run = dir.path().join(device.replace(':', "-"));
         let mut args =
-            vec!["train", "--data", path(&data), "--llm", path(&model), "--run", path(&run), "--device", device];
+            vec!["train", "--data", path(&data), "--llm", path(&model), "--run", path(&run), "--device", device, "--no-test"];
         settings.iter().for_each(|s| args.extend(["--set", s]));
-        let out = command(&args).env("LD_LIBRARY_PATH", dir.path()).output().unwrap();
+        let out = command(&args).env("LD_LIBRARY_PATH", dir.path()).env("CUEMU_CHECK", "off").output().unwrap();
         assert!(out.status.success(), "{device}: {}", String::from_utf8_lossy(&out.stderr));
         losses(&run, "train")
     };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, result, sys};
@@ -64,6 +65,7 @@ pub struct Cuda {
     precision: Precision,
     modules: Mutex<BTreeMap<&'static str, usize>>,
     description: Description,
+    pub(super) allocated: Arc<AtomicUsize>,
 }
 
 // SAFETY: the stream's handle is used by one thread at a time through the driver, which locks.
@@ -110,7 +112,7 @@ impl Cuda {
             free_bytes,
         };
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).attempt(open)?;
-        Ok(Cuda { context, stream, precision, modules: Mutex::default(), description })
+        Ok(Cuda { context, stream, precision, modules: Mutex::default(), description, allocated: Arc::default() })
     }
 
     /// Type of the elements.
@@ -121,6 +123,11 @@ impl Cuda {
     /// The card.
     pub fn description(&self) -> &Description {
         &self.description
+    }
+
+    /// Bytes of the buffers that live.
+    pub fn allocated(&self) -> usize {
+        self.allocated.load(Ordering::Relaxed)
     }
 
     /// Free and total memory of the card, bytes.

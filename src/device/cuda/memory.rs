@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytemuck::Pod;
 use cudarc::driver::{CudaContext, result};
@@ -17,6 +18,7 @@ impl<T: Pod + Send + Sync> Scalar for T {}
 #[derive(Debug)]
 pub struct Buffer<T> {
     context: Arc<CudaContext>,
+    allocated: Arc<AtomicUsize>,
     address: u64,
     len: usize,
     of: PhantomData<T>,
@@ -37,7 +39,9 @@ impl<T: Scalar> Buffer<T> {
                 "lower the tokens a micro-batch holds (train.max_tokens), or use a smaller model or a larger card";
             Error::OutOfMemory { bytes, what: what.to_owned(), free, total, hint }
         })?;
-        Ok(Buffer { context: cuda.context().clone(), address, len, of: PhantomData })
+        let allocated = cuda.allocated.clone();
+        allocated.fetch_add(len * size_of::<T>(), Ordering::Relaxed);
+        Ok(Buffer { context: cuda.context().clone(), allocated, address, len, of: PhantomData })
     }
 
     /// Memory with `values` in it.
@@ -119,6 +123,7 @@ impl<T: Scalar> Buffer<T> {
 
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
+        self.allocated.fetch_sub(self.len * size_of::<T>(), Ordering::Relaxed);
         if self.context.bind_to_thread().is_ok() {
             // SAFETY: allocated by `new` and not freed since. The driver waits for the work that uses it.
             let _ = unsafe { result::free_sync(self.address) };

@@ -166,9 +166,9 @@ impl std::fmt::Display for Plan {
 }
 
 impl Model {
-    /// Free and total memory of the card.
-    pub fn memory(&self) -> Result<(usize, usize), Error> {
-        Ok(self.cuda.memory()?)
+    /// Bytes allocated on the card.
+    pub fn allocated(&self) -> usize {
+        self.cuda.allocated()
     }
 
     /// The first plan that fits the card: all kept, else blocks recomputed. Refuses with the plan when none does.
