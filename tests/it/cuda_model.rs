@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::common::{command, path, tiny_data, tiny_model};
 use crate::cuda::{emulator, load_emulator};
-use crate::model::{adapter, all, pass, pass_in, vectors, weights};
+use crate::model::{adapter, all, close, pass, pass_in, shared_and_not, vectors, weights};
 use collm_engine::device::Device;
 use collm_engine::device::cuda::Precision;
 use collm_engine::device::ops::{Dropout, Loss};
@@ -16,13 +16,6 @@ use collm_engine::llm::model::{Model, Workspace};
 fn on_card(precision: Precision) -> Model {
     load_emulator();
     Model::on(Device::Cuda { ordinal: 0, precision }, weights(16), 7, 9, 64).unwrap()
-}
-
-fn close(got: &[f32], want: &[f32], limit: f32, what: &str) {
-    let largest = want.iter().fold(1e-30f32, |m, x| m.max(x.abs()));
-    for (g, w) in got.iter().zip(want) {
-        assert!((g - w).abs() <= limit * largest, "{what}: {g} on the card, {w} on the CPU, largest {largest}");
-    }
 }
 
 #[test]
@@ -43,6 +36,20 @@ fn passes_agree_with_the_cpu() {
         close(&got.2, &want.2, 1e-4, &format!("{case}: d_vectors"));
         for ((name, g), (_, w)) in got.1.named().into_iter().zip(want.1.named()) {
             close(g, w, 1e-4, &format!("{case}: {name}"));
+        }
+    }
+}
+
+#[test]
+fn sharing_changes_no_score_and_no_gradient() {
+    let card = on_card(Precision::F32);
+    let lora = adapter(&card);
+    for from in [GradientFrom::Start, GradientFrom::FirstSlot] {
+        let [apart, shared] = shared_and_not(&card, &lora, from);
+        close(&shared.0, &apart.0, 1e-5, "scores");
+        close(&shared.2, &apart.2, 2e-5, "gradients of the vectors");
+        for ((name, g), (_, w)) in shared.1.named().into_iter().zip(apart.1.named()) {
+            close(g, w, 2e-5, &name);
         }
     }
 }
