@@ -6,6 +6,7 @@ pub mod convert;
 pub mod demo;
 pub mod eval;
 pub mod prepare;
+pub mod rank;
 pub mod score;
 pub mod train;
 pub mod verify;
@@ -45,6 +46,8 @@ enum Command {
     Eval(eval::Args),
     /// Score user–item rows or a candidates file with a trained run.
     Score(score::Args),
+    /// Rank candidates for users with a trained run: the best items first.
+    Rank(rank::Args),
     /// Measure what training and scoring cost.
     Bench(bench::Args),
 }
@@ -75,6 +78,7 @@ pub fn main() -> ExitCode {
             Command::Train(a) => train::run(a, cli.device),
             Command::Eval(a) => eval::run(a, cli.device),
             Command::Score(a) => score::run(a, cli.device),
+            Command::Rank(a) => rank::run(a, cli.device),
             Command::Bench(a) => bench::run(a, cli.device),
         }
     };
