@@ -206,7 +206,7 @@ fn a_score_does_not_depend_on_batch_mates() {
 }
 
 /// Prompts of two users that begin alike: (tokens and slots, user and item).
-fn alike() -> (Vec<(Vec<u32>, Vec<Slot>)>, Vec<(u32, u32)>) {
+fn alike() -> (Prompts, Vec<(u32, u32)>) {
     let mut rng = Rng::new(14, 0);
     let mut tokens = |n: usize| (0..n).map(|_| rng.below(50)).collect::<Vec<u32>>();
     let (first, second) = (tokens(12), tokens(9));
@@ -224,13 +224,13 @@ fn alike() -> (Vec<(Vec<u32>, Vec<Slot>)>, Vec<(u32, u32)>) {
         ));
         ids.push((user, 10 + own as u32));
     }
-    (prompts, ids)
+    (Prompts(prompts), ids)
 }
 
 /// Loss, gradients of the adapter, gradients of the users' and the items' vectors, summed over the prompts of a user.
 pub fn shared_and_not(model: &Model, lora: &LoraTensors, from: GradientFrom) -> [(Vec<f32>, LoraTensors, Vec<f32>); 2] {
     let (prompts, ids) = alike();
-    let refs: Vec<PromptRef> = prompts.iter().map(|(ids, slots)| PromptRef { ids, slots }).collect();
+    let refs = prompts.refs();
     let sharing = Sharing::best(&refs, &ids, from);
     assert!(sharing.groups.len() == 2, "{sharing:?}");
     let vector = |id: u32| {
