@@ -4,9 +4,11 @@
 pub mod bench;
 pub mod convert;
 pub mod demo;
+pub mod devices;
 pub mod eval;
 pub mod prepare;
 pub mod score;
+pub mod selftest;
 pub mod train;
 pub mod verify;
 
@@ -42,6 +44,10 @@ enum Command {
     Score(score::Args),
     /// Measure what training and scoring cost.
     Bench(bench::Args),
+    /// List the CPU and the NVIDIA cards, and what each can run.
+    Devices(devices::Args),
+    /// Check every operation on this machine against float64.
+    Selftest(selftest::Args),
 }
 
 /// An error and its causes in one line. A cause that the message already tells is not told again.
@@ -71,6 +77,8 @@ pub fn main() -> ExitCode {
             Command::Eval(a) => eval::run(a),
             Command::Score(a) => score::run(a),
             Command::Bench(a) => bench::run(a),
+            Command::Devices(a) => devices::run(a),
+            Command::Selftest(a) => selftest::run(a),
         }
     };
     match run() {

@@ -131,7 +131,12 @@ impl DeviceAdapter {
                         scale: 1.0,
                     });
                     let (step, width, offset, to) = if in_turn {
-                        (2, 2 * out_features, usize::from(*target == Target::Up), b.at(i * padded * 2 * out_features * size))
+                        (
+                            2,
+                            2 * out_features,
+                            usize::from(*target == Target::Up),
+                            b.at(i * padded * 2 * out_features * size),
+                        )
                     } else {
                         (1, out_features, 0, b.at(column_b * padded * size))
                     };
