@@ -73,6 +73,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) NAMED(mf_gradient)(const _
   const uint32_t first = side.starts[id], last = id || !p.padding ? side.starts[id + 1] : first;
   for (int c = lane * 4; c < p.dim; c += 4 << p.lanes) {
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll 2
     for (uint32_t at = first; at < last; at++) {
       const uint32_t row = side.order[at];
       const float d = p.d_scores[row];

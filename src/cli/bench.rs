@@ -9,6 +9,7 @@ use clap::Subcommand;
 use super::train::cache_dir;
 use crate::bench::{Task, measure};
 use crate::data::Split;
+use crate::device::Device;
 use crate::progress::Progress;
 use crate::prompt::encode_rows;
 use crate::train::config::Config;
@@ -61,7 +62,7 @@ struct Common {
 }
 
 /// Runs the subcommand.
-pub fn run(args: Args) -> Result<ExitCode> {
+pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     let (task, part, split, common) = match args.what {
         What::Train { stage: 1, common } => (Task::Stage1, Part::Stage1, Split::Train, common),
         What::Train { common, .. } => (Task::Stage2, Part::Stage2, Split::Train, common),
@@ -70,7 +71,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut config = Config::default();
     config.data.dir = common.data.display().to_string();
     config.llm.dir = common.llm.display().to_string();
-    let pipeline = Pipeline::open(config, &cache_dir(), Progress::silent())?;
+    let pipeline = Pipeline::open(config, device, &cache_dir(), Progress::silent())?;
     let samples = pipeline.data().split(split);
     let rows: Vec<usize> = (0..samples.len().min(common.rows.max(1))).collect();
     let samples = samples.select(&rows);

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::prepare::summary;
 use super::train::{cache_dir, catch_interrupts};
 use crate::data::{Layout, SplitRule, prepare_table};
+use crate::device::Device;
 use crate::eval::report::{markdown, seconds};
 use crate::files::sha256_file;
 use crate::llm::convert::convert_gguf;
@@ -73,9 +74,9 @@ const SHORT: [&str; 10] = [
 ];
 
 /// Runs the subcommand.
-pub fn run(args: Args) -> Result<ExitCode> {
+pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     catch_interrupts();
-    match demo(&args) {
+    match demo(&args, device) {
         Err(e) if matches!(e.downcast_ref(), Some(Error::Interrupted)) => {
             eprintln!("interrupted; saved, go on with: collm-engine demo --resume");
             Ok(ExitCode::from(130))
@@ -84,7 +85,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
 }
 
-fn demo(args: &Args) -> Result<()> {
+fn demo(args: &Args, device: Device) -> Result<()> {
     let began = Instant::now();
     let mut times: Vec<(&str, Duration)> = Vec::new();
     let cache = cache_dir();
@@ -122,7 +123,7 @@ fn demo(args: &Args) -> Result<()> {
     }
     let mut run = RunDir::open(&args.run, &config, args.resume)?;
     std::fs::write(&marker, "").with_context(|| marker.display().to_string())?;
-    let pipeline = Pipeline::open(config, &cache, progress)?;
+    let pipeline = Pipeline::open(config, device, &cache, progress)?;
     let mf = pipeline.collab(&mut run)?;
     done("train MF", &mut lap);
     let stage1 = pipeline.stage(Part::Stage1, &pipeline.fresh(), None, &mut run)?;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use super::train::{cache_dir, judge};
 use crate::data::{Dataset, Samples, Split};
+use crate::device::Device;
 use crate::eval::report::{MethodResult, markdown};
 use crate::progress::Progress;
 use crate::train::config::Config;
@@ -33,11 +34,11 @@ pub struct Args {
 }
 
 /// Runs the subcommand.
-pub fn run(args: Args) -> Result<ExitCode> {
+pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     match (args.run, args.scores, args.data) {
         (Some(run), _, _) => {
             let config = Config::resolve(None, Some(&run.join("config.toml")), &[])?;
-            judge(&Pipeline::open(config, &cache_dir(), Progress::auto())?, &run)?;
+            judge(&Pipeline::open(config, device, &cache_dir(), Progress::auto())?, &run)?;
         }
         (None, Some(scores), Some(data)) => {
             let data = Dataset::load(&data)?;

@@ -16,6 +16,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::device::Device;
+
 #[derive(Parser)]
 #[command(name = "collm-engine", version, about, propagate_version = true)]
 struct Cli {
@@ -24,6 +26,9 @@ struct Cli {
     /// Worker threads (default: all cores).
     #[arg(long, global = true, env = "COLLM_THREADS", value_name = "N")]
     threads: Option<usize>,
+    /// Where the language model computes: cpu, cuda, cuda:N (cuda:N:f32 for the kernels' float32 build, a check).
+    #[arg(long, global = true, env = "COLLM_DEVICE", default_value_t = Device::Cpu)]
+    device: Device,
 }
 
 #[derive(Subcommand)]
@@ -69,16 +74,16 @@ pub fn main() -> ExitCode {
             rayon::ThreadPoolBuilder::new().num_threads(n).build_global()?;
         }
         match cli.command {
-            Command::Demo(a) => demo::run(a),
+            Command::Demo(a) => demo::run(a, cli.device),
             Command::Prepare(a) => prepare::run(a),
             Command::Convert(a) => convert::run(a),
-            Command::Verify(a) => verify::run(a),
-            Command::Train(a) => train::run(a),
-            Command::Eval(a) => eval::run(a),
-            Command::Score(a) => score::run(a),
-            Command::Bench(a) => bench::run(a),
+            Command::Verify(a) => verify::run(a, cli.device),
+            Command::Train(a) => train::run(a, cli.device),
+            Command::Eval(a) => eval::run(a, cli.device),
+            Command::Score(a) => score::run(a, cli.device),
+            Command::Bench(a) => bench::run(a, cli.device),
             Command::Devices(a) => devices::run(a),
-            Command::Selftest(a) => selftest::run(a),
+            Command::Selftest(a) => selftest::run(a, cli.device),
         }
     };
     match run() {

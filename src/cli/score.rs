@@ -8,6 +8,7 @@ use clap::ValueEnum;
 
 use super::train::cache_dir;
 use crate::data::Split;
+use crate::device::Device;
 use crate::progress::Progress;
 use crate::train::config::Config;
 use crate::train::pipeline::{Part, Pipeline};
@@ -41,10 +42,10 @@ enum Stage {
 }
 
 /// Runs the subcommand.
-pub fn run(args: Args) -> Result<ExitCode> {
+pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     let config = Config::resolve(None, Some(&args.run.join("config.toml")), &[])?;
     let progress = Progress::auto();
-    let pipeline = Pipeline::open(config, &cache_dir(), progress.clone())?;
+    let pipeline = Pipeline::open(config, device, &cache_dir(), progress.clone())?;
     let part = if args.stage == Stage::Stage1 { Part::Stage1 } else { Part::Stage2 };
     let trained = pipeline.trained(&args.run, part)?;
     let mut scorer = Scorer::new(&pipeline, &trained, part);

@@ -8,25 +8,23 @@ use anyhow::Result;
 use crate::device::Device;
 use crate::device::cuda::context::KERNELS_ORIGIN;
 use crate::device::cuda::{Cuda, Precision};
+use crate::selftest::bench::{self, Bench};
 use crate::selftest::{self, Outcome, Summary};
 
 /// Arguments of `collm-engine selftest`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// What to check: cpu, cuda or cuda:N (the bf16 kernels and their float32 build).
-    #[arg(long, default_value = "cpu")]
-    device: Device,
     /// Also time the operations at a model's shapes, beside the best rates measured in the same run.
     #[arg(long)]
     bench: bool,
 }
 
-/// Runs the subcommand: exit code 1 if a case is off.
-pub fn run(args: Args) -> Result<ExitCode> {
+/// Runs the subcommand on a device (cuda: the bf16 kernels and their float32 build); exit code 1 if a case is off.
+pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     let began = Instant::now();
     println!("{:<7} {:<22} {:>5} {:>12} {:>12}", "type", "operation", "cases", "worst error", "its limit");
     let mut failures = Vec::new();
-    match args.device {
+    match device {
         Device::Cpu => show("float32", &selftest::cpu::run(), &mut failures),
         Device::Cuda { ordinal, precision } => {
             // float32 elements asked for: only those.
@@ -41,9 +39,15 @@ pub fn run(args: Args) -> Result<ExitCode> {
     for failure in &failures {
         println!("{failure}");
     }
-    let kernels = if args.device == Device::Cpu { String::new() } else { format!(" (kernels from {KERNELS_ORIGIN})") };
+    let kernels = if device == Device::Cpu { String::new() } else { format!(" (kernels from {KERNELS_ORIGIN})") };
     let seconds = began.elapsed().as_secs_f64();
-    println!("{}{kernels}: {} cases failed, {seconds:.1} s", args.device, failures.len());
+    println!("{device}{kernels}: {} cases failed, {seconds:.1} s", failures.len());
+    if args.bench {
+        rates(&match device {
+            Device::Cpu => bench::cpu(),
+            Device::Cuda { ordinal, precision } => bench::cuda(&Cuda::open(ordinal, precision)?)?,
+        });
+    }
     Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -57,4 +61,25 @@ fn show(kind: &str, outcomes: &[Outcome], failures: &mut Vec<String>) {
         let outside = if o.contained { "" } else { ", wrote outside its outputs" };
         format!("FAIL {kind} {} {}: error {:.3e}, limit {:.3e}{outside}", o.operation, o.case, o.error, o.limit)
     }));
+}
+
+/// A line for each operation: time, rate, and what part of the best rate of its kind that is.
+fn rates(bench: &Bench) {
+    println!();
+    if bench.emulated {
+        println!("Times are those of an emulator on this CPU: they say nothing about a card.");
+    }
+    println!("{}", bench.shape);
+    println!("{:<44} {:>12} {:>18} {:>11}", "operation", "time", "rate", "of the best");
+    for r in &bench.rows {
+        let (rate, unit, best) = if r.flops > 0.0 {
+            (r.flops / r.seconds, "GFLOP/s", bench.best_flops())
+        } else {
+            (r.bytes / r.seconds, "GB/s", bench.copy_bytes_per_s)
+        };
+        let (rate, part) = (rate / 1e9, 100.0 * rate / best);
+        println!("{:<44} {:>9.1} us {rate:>10.1} {unit:<7} {part:>9.1} %", r.operation, r.seconds * 1e6);
+    }
+    let (flops, bytes) = (bench.best_flops() / 1e9, bench.copy_bytes_per_s / 1e9);
+    println!("Best in this run: {flops:.0} GFLOP/s (a matrix product), {bytes:.1} GB/s (a copy, read and written).");
 }

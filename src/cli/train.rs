@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use anyhow::Result;
 use clap::ValueEnum;
 
+use crate::device::Device;
 use crate::eval::report::markdown;
 use crate::progress::Progress;
 use crate::train::Error;
@@ -95,11 +96,11 @@ pub fn cache_dir() -> PathBuf {
 }
 
 /// Runs the subcommand.
-pub fn run(args: Args) -> Result<ExitCode> {
+pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     catch_interrupts();
     let config = args.experiment.resolve()?;
     // The run directory comes second: a mistyped --data should leave nothing behind that is in the way of the next try.
-    let pipeline = Pipeline::open(config, &cache_dir(), Progress::auto())?;
+    let pipeline = Pipeline::open(config, device, &cache_dir(), Progress::auto())?;
     let mut run = RunDir::open(&args.run, pipeline.config(), args.resume)?;
     match train(&pipeline, &mut run, &args.only) {
         Err(Error::Interrupted) => {

@@ -20,15 +20,12 @@ pub struct Args {
     /// PEFT adapter directory (default: `adapter` beside the golden file, if there is one).
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// Where to compute: cpu, cuda, cuda:N; cuda:N:f32 for the kernels' float32 build.
-    #[arg(long, default_value = "cpu")]
-    device: Device,
 }
 
 /// Runs the subcommand: exit code 1 if a tensor is off.
-pub fn run(args: Args) -> Result<ExitCode> {
+pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     let beside = args.against.parent().map(|dir| dir.join("adapter")).filter(|dir| dir.is_dir());
-    let report = verify(&args.model, args.adapter.or(beside).as_deref(), &args.against, args.device)?;
+    let report = verify(&args.model, args.adapter.or(beside).as_deref(), &args.against, device)?;
     println!("{:<78} {:>11} {:>9}", "tensor", "rel. error", "limit");
     for c in &report.comparisons {
         println!("{:<78} {:>11.2e} {:>9.0e} {}", c.name, c.error, c.limit, if c.passes() { "ok" } else { "FAIL" });
@@ -37,6 +34,6 @@ pub fn run(args: Args) -> Result<ExitCode> {
         println!("{name:<78} not understood, not checked");
     }
     let failed = report.comparisons.iter().filter(|c| !c.passes()).count();
-    println!("{} tensors compared, {failed} failed ({})", report.comparisons.len(), args.device);
+    println!("{} tensors compared, {failed} failed ({})", report.comparisons.len(), device);
     Ok(if report.passes() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -5,6 +5,7 @@
 //! ([`super::cpu`]) and for NVIDIA cards ([`super::cuda`]).
 
 use super::batch::PackedBatch;
+use super::cuda::{Demand, Plan, Recompute};
 use super::peft::LoraTensors;
 use super::weights::ModelWeights;
 use super::{Error, ModelConfig, cpu, cuda};
@@ -110,6 +111,30 @@ impl Model {
         }
     }
 
+    /// Decides how passes of this size use a card's memory, and says so in a line; nothing to decide on the CPU.
+    pub fn plan(&self, demand: &Demand, workspace: &mut Workspace) -> Result<Option<String>, Error> {
+        let Backend::Cuda(m) = &self.backend else { return Ok(None) };
+        let plan = m.plan(demand)?;
+        workspace.on(m)?.set_recompute(plan.recompute);
+        Ok(Some(plan.to_string()))
+    }
+
+    /// The plan itself, of a model on a card.
+    pub fn cuda_plan(&self, demand: &Demand) -> Result<Option<Plan>, Error> {
+        match &self.backend {
+            Backend::Cpu(_) => Ok(None),
+            Backend::Cuda(m) => m.plan(demand).map(Some),
+        }
+    }
+
+    /// Bytes allocated on the card that holds the model.
+    pub fn cuda_allocated(&self) -> usize {
+        match &self.backend {
+            Backend::Cpu(_) => 0,
+            Backend::Cuda(m) => m.allocated(),
+        }
+    }
+
     /// The score of each prompt: the logit that `loss` is taken on. No gradients, nothing saved.
     pub fn scores(
         &self,
@@ -167,6 +192,14 @@ impl Model {
 }
 
 impl Workspace {
+    /// On a card, keeps no activations between a block's input and output, whatever the plan says.
+    pub fn recompute_blocks(&mut self, model: &Model) -> Result<(), Error> {
+        if let Backend::Cuda(m) = &model.backend {
+            self.on(m)?.set_recompute(Recompute::Blocks);
+        }
+        Ok(())
+    }
+
     fn on(&mut self, model: &cuda::Model) -> Result<&mut cuda::Workspace, Error> {
         if self.cuda.is_none() {
             self.cuda = Some(cuda::Workspace::new(model)?);

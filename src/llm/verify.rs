@@ -34,8 +34,9 @@ pub struct Limits {
 impl Limits {
     /// For float32 arithmetic.
     pub const F32: Limits = Limits { value: 2e-5, gradient: 1e-4 };
-    /// For bf16 elements: a few roundings of 2⁻⁹ a block, which grow through the golden models' blocks.
-    pub const BF16: Limits = Limits { value: 3e-2, gradient: 6e-2 };
+    /// For bf16 elements: twice the largest error of Hugging Face's own bf16 on the golden models
+    /// (`tests/fixtures/golden/bf16.json`; the tests hold each tensor to twice its own).
+    pub const BF16: Limits = Limits { value: 8e-2, gradient: 2e-1 };
 }
 
 /// One compared tensor.

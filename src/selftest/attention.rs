@@ -191,6 +191,7 @@ pub(super) fn list() -> Vec<Case> {
         Case::last("last layer", heads(4, 1, 64), plain(&[1, 65, 130]), 0, 0),
         Case::last("last layer, prefixes", heads(3, 1, 128), two(), 2, 0),
         Case::last("last layer, frozen prefixes", heads(3, 1, 128), two(), 2, 87),
+        Case::last("last layer, half a prefix unread", heads(2, 1, 64), runs(&[(99, 0..0), (20, 0..35)]), 1, 0),
         Case::whole("scores to 100", heads(2, 1, 64), shared()).large_scores(),
         Case::whole("scores to 100, 150 tokens", heads(2, 1, 128), plain(&[150])).large_scores(),
     ]

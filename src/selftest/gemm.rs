@@ -34,6 +34,12 @@ pub(super) fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
 
+/// Derivatives of silu(gate) · up with respect to gate and up.
+fn silu_product_backward(gate: f64, up: f64) -> [f64; 2] {
+    let s = 1.0 / (1.0 + (-gate).exp());
+    [up * s * (1.0 + gate * (1.0 - s)), silu(gate)]
+}
+
 /// All cases.
 pub fn cases(cuda: &Cuda) -> Result<Vec<Outcome>> {
     let mut gemm = Gemm::new(cuda)?;
@@ -122,11 +128,7 @@ fn swiglu(cuda: &Cuda, gemm: &Gemm, way: Weight, m: usize, n: usize, k: usize) -
     let want: Vec<f64> = d_act
         .iter()
         .zip(gate_up.chunks_exact(2))
-        .flat_map(|(d, gu)| {
-            let (g, u) = (f64::from(gu[0]), f64::from(gu[1]));
-            let s = 1.0 / (1.0 + (-g).exp());
-            [d * u * s * (1.0 + g * (1.0 - s)), d * silu(g)]
-        })
+        .flat_map(|(d, gu)| silu_product_backward(f64::from(gu[0]), f64::from(gu[1])).map(|partial| d * partial))
         .collect();
     let (got, contained) = dc.read(cuda)?;
     let case = format!("backward m {m} n {n} k {k}");
@@ -200,4 +202,17 @@ fn masked(cuda: &Cuda, gemm: &Gemm, way: Weight, m: usize, width: usize, rank: u
     let case = format!("{way:?} m {m} width {width} rank {rank}");
     let error = relative_error(&got, &want);
     Ok(Outcome { operation: "gemm dropout", case, error, limit: limit(p, terms), contained })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{assert_close, differences};
+
+    #[test]
+    fn the_oracles_derivatives_are_those_of_its_product() {
+        for (gate, up) in [(0.0, 1.5), (1.3, -0.7), (-4.0, 2.0), (9.0, 0.1)] {
+            let want = differences(|x| super::silu(x[0]) * x[1], &[gate, up]);
+            assert_close(&super::silu_product_backward(gate, up), &want);
+        }
+    }
 }

@@ -6,6 +6,7 @@
 //! CPU's operations against the same oracles.
 
 pub mod attention;
+pub mod bench;
 pub mod cpu;
 mod floats;
 pub mod gemm;
@@ -270,5 +271,26 @@ impl GuardedF32 {
         let mut values = self.buffer.download(cuda, self.buffer.len())?;
         let contained = values.split_off(self.len).iter().all(|x| x.to_le_bytes() == [SENTINEL; 4]);
         Ok((values, contained))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_case_is_the_one_nearest_to_its_limit() {
+        let case =
+            |operation, error, limit, contained| Outcome { operation, case: String::new(), error, limit, contained };
+        let outcomes = [
+            case("a", 1e-3, 1e-2, true),
+            case("b", 0.0, 0.0, true),
+            case("a", 1e-6, 1e-6, true),
+            case("a", 5e-3, 1e-2, false),
+            case("b", 1e-9, 0.0, true),
+        ];
+        let list = summarize(&outcomes);
+        let shown: Vec<_> = list.iter().map(|s| (s.operation, s.cases, s.worst.error, s.failed)).collect();
+        assert_eq!(shown, [("a", 3, 1e-6, 1), ("b", 2, 1e-9, 1)]);
     }
 }

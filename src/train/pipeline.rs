@@ -12,6 +12,7 @@ use crate::checkpoint::{Checkpoint, write_tensors};
 use crate::cie::Mapping;
 use crate::collab::mf::{self, Mf};
 use crate::data::{Dataset, Samples, Split};
+use crate::device::Device;
 use crate::eval::report::MethodResult;
 use crate::files::sha256;
 use crate::llm::model::{Model, Workspace};
@@ -52,7 +53,7 @@ pub struct Trained {
 
 impl Pipeline {
     /// Loads what the configuration names. Tokenised prompts are kept in `cache`.
-    pub fn open(config: Config, cache: &Path, progress: Progress) -> Result<Self, Error> {
+    pub fn open(config: Config, device: Device, cache: &Path, progress: Progress) -> Result<Self, Error> {
         let missing = |key: &str| Error::Config {
             origin: "configuration".into(),
             what: format!("{key} is empty; set it with --set {key}=DIR"),
@@ -64,11 +65,17 @@ impl Pipeline {
             return Err(missing("llm.dir"));
         }
         let data = Dataset::load(Path::new(&config.data.dir))?;
-        Self::with_data(config, data, cache, progress)
+        Self::with_data(config, data, device, cache, progress)
     }
 
     /// [`Self::open`] with data that is in memory already.
-    pub fn with_data(config: Config, data: Dataset, cache: &Path, progress: Progress) -> Result<Self, Error> {
+    pub fn with_data(
+        config: Config,
+        data: Dataset,
+        device: Device,
+        cache: &Path,
+        progress: Progress,
+    ) -> Result<Self, Error> {
         let llm = Path::new(&config.llm.dir);
         let tokenizer = LlmTokenizer::from_dir(llm)?;
         let (yes, no) = tokenizer.answer_ids()?;
@@ -81,7 +88,7 @@ impl Pipeline {
             return Err(Error::Config { origin: "configuration".into(), what });
         }
         let templates = [Template::find(&config.prompt.stage1)?, Template::find(&config.prompt.stage2)?];
-        let model = Model::new(weights, yes, no, longest);
+        let model = Model::on(device, weights, yes, no, longest)?;
         Ok(Pipeline { config, data, model, tokenizer, templates, cache: cache.to_path_buf(), progress })
     }
 

@@ -20,6 +20,7 @@ use crate::device::cpu::optimizer::{Adam, Decay, clip_global_norm};
 use crate::device::ops::{Dropout, Loss};
 use crate::eval::metrics::evaluate;
 use crate::llm::batch::{GradientFrom, PackedBatch, micro_batches};
+use crate::llm::cuda::Demand;
 use crate::llm::model::{Model, TrainPass, Workspace};
 use crate::llm::peft::LoraTensors;
 use crate::progress::Progress;
@@ -193,6 +194,9 @@ impl Stage<'_> {
         let mut trainer = Trainer::new(self, start, dir)?;
         run.rewind(self.name, trainer.resumed.then_some(trainer.state.step))?;
         let total = self.config.steps_per_epoch * self.config.max_epochs;
+        if let Some(plan) = trainer.plan_memory()? {
+            progress.line(&format!("{}: {plan}", self.name));
+        }
         let task = progress.task(self.name, total);
         if !trainer.resumed {
             // Before any training: where the curve begins. Not a candidate for the best: on few rows, chance would pick it.
@@ -349,6 +353,29 @@ impl<'a> Trainer<'a> {
         Ok(Outcome { best, best_auc, best_step, steps: step })
     }
 
+    /// How the largest micro-batch will use the card's memory.
+    fn plan_memory(&mut self) -> Result<Option<String>, Error> {
+        let (stage, config) = (self.stage, self.stage.config);
+        let longest = (0..stage.train.len()).map(|i| stage.train.tokens(i)).max().unwrap_or(0);
+        let shortest = (0..stage.train.len()).map(|i| stage.train.tokens(i)).min().unwrap_or(1).max(1);
+        let tokens = config.micro_batch_tokens.max(longest);
+        let demand = Demand {
+            lora: Some(&self.current.lora),
+            tokens,
+            prompts: tokens.div_ceil(shortest),
+            train: true,
+            dropout: self.dropout().is_some(),
+        };
+        Ok(stage.model.plan(&demand, &mut self.workspace)?)
+    }
+
+    fn dropout(&self) -> Option<Dropout> {
+        let (experiment, config) = (self.stage.experiment, self.stage.config);
+        let p = experiment.lora.dropout as f32;
+        let active = p > 0.0 && (config.train_lora || config.frozen_lora_dropout);
+        active.then_some(Dropout { p, seed: experiment.seed, step: self.state.step })
+    }
+
     /// Batches of a pass over train, each a list of rows, in the order drawn for the pass. The rest that fills no batch is left
     /// out, as `drop_last` does.
     fn batches(&self, pass: u64) -> Vec<Vec<usize>> {
@@ -376,9 +403,7 @@ impl<'a> Trainer<'a> {
         let stage = self.stage;
         let (config, samples) = (stage.config, &stage.data.train);
         let rows: Vec<usize> = (0..config.accumulation).flat_map(|_| self.next_rows()).collect();
-        let p = stage.experiment.lora.dropout as f32;
-        let active = p > 0.0 && (config.train_lora || config.frozen_lora_dropout);
-        let dropout = active.then_some(Dropout { p, seed: stage.experiment.seed, step: self.state.step });
+        let dropout = self.dropout();
         self.gradient.lora.fill_zero();
         if let Some(cie) = &mut self.gradient.cie {
             cie.tensors.iter_mut().for_each(|t| t.fill(0.0));

@@ -13,9 +13,14 @@ use collm_engine::rng::Rng;
 const HIDDEN: usize = 40;
 
 fn model() -> Model {
+    Model::new(weights(10), 7, 9, 64)
+}
+
+pub fn weights(head_dim: usize) -> ModelWeights {
     let json = r#"{"model_type":"qwen2","vocab_size":50,"hidden_size":40,"intermediate_size":56,"num_hidden_layers":3,
         "num_attention_heads":6,"num_key_value_heads":2,"head_dim":10,"rms_norm_eps":1e-5,"max_position_embeddings":64}"#;
-    let config = ModelConfig::from_json(json, "config.json".as_ref()).unwrap();
+    let json = json.replace("\"head_dim\":10", &format!("\"head_dim\":{head_dim}"));
+    let config = ModelConfig::from_json(&json, "config.json".as_ref()).unwrap();
     let mut weights = ModelWeights::random(&config, 3);
     let mut rng = Rng::new(5, 0);
     // Larger than the 0.02 of a fresh model, so that the layers matter; biases too.
@@ -35,10 +40,10 @@ fn model() -> Model {
         HIDDEN,
         weights.embed_tokens.to_f32().iter().map(|x| 30.0 * x).collect(),
     );
-    Model::new(weights, 7, 9, 64)
+    weights
 }
 
-fn adapter(model: &Model) -> LoraTensors {
+pub fn adapter(model: &Model) -> LoraTensors {
     let mut lora = LoraTensors::init(model.config(), &Target::ALL, 4, 6.0, 0.2, 1);
     let mut rng = Rng::new(8, 0);
     lora.slices_mut().into_iter().for_each(|t| t.iter_mut().for_each(|x| *x = 0.15 * rng.normal() as f32));
@@ -69,13 +74,28 @@ impl Prompts {
 
 const LABELS: [f32; 4] = [1.0, 0.0, 0.0, 1.0];
 
-fn vectors() -> Vec<f32> {
+pub fn vectors() -> Vec<f32> {
     let mut rng = Rng::new(6, 0);
     (0..4 * 2 * HIDDEN).map(|_| rng.normal() as f32).collect()
 }
 
 /// Loss and gradients of the prompts in one batch, or in micro-batches.
-fn pass(
+pub fn pass(
+    model: &Model,
+    lora: &LoraTensors,
+    vectors: &[f32],
+    loss: Loss,
+    dropout: Option<Dropout>,
+    from: GradientFrom,
+    runs: &[std::ops::Range<usize>],
+) -> (f64, LoraTensors, Vec<f32>) {
+    pass_in(&mut Workspace::default(), model, lora, vectors, loss, dropout, from, runs)
+}
+
+/// As [`pass`], in buffers that other passes have used.
+#[allow(clippy::too_many_arguments)] // everything a pass depends on
+pub fn pass_in(
+    workspace: &mut Workspace,
     model: &Model,
     lora: &LoraTensors,
     vectors: &[f32],
@@ -86,7 +106,6 @@ fn pass(
 ) -> (f64, LoraTensors, Vec<f32>) {
     let prompts = Prompts::new();
     let (mut d_lora, mut d_vectors, mut total) = (lora.zeros_like(), Vec::new(), 0.0);
-    let mut workspace = Workspace::default();
     for run in runs {
         let batch = PackedBatch::new(&prompts.refs()[run.clone()], 1, from, run.start);
         let vectors = &vectors[run.start * 2 * HIDDEN..run.end * 2 * HIDDEN];
@@ -103,13 +122,13 @@ fn pass(
             d_vectors: Some(&mut d),
             d_inputs: None,
         };
-        total += model.train_pass(train, &mut workspace).unwrap().1 * 0.25;
+        total += model.train_pass(train, workspace).unwrap().1 * 0.25;
         d_vectors.extend(d);
     }
     (total, d_lora, d_vectors)
 }
 
-fn all() -> [std::ops::Range<usize>; 1] {
+pub fn all() -> [std::ops::Range<usize>; 1] {
     std::array::from_fn(|_| 0..4)
 }
 

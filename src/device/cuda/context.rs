@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, result, sys};
@@ -84,6 +85,7 @@ pub struct Cuda {
     precision: Precision,
     modules: Mutex<BTreeMap<&'static str, usize>>,
     description: Description,
+    pub(super) allocated: Arc<AtomicUsize>,
 }
 
 // SAFETY: the stream's handle is used by one thread at a time through the driver, which locks.
@@ -130,7 +132,7 @@ impl Cuda {
             free_bytes,
         };
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).attempt(open)?;
-        Ok(Cuda { context, stream, precision, modules: Mutex::default(), description })
+        Ok(Cuda { context, stream, precision, modules: Mutex::default(), description, allocated: Arc::default() })
     }
 
     /// Type of the elements.
@@ -146,6 +148,17 @@ impl Cuda {
     /// True on the emulator of this repository: its times mean nothing.
     pub fn is_emulated(&self) -> bool {
         self.description.name.contains("(emulated)")
+    }
+
+    /// Bytes of the buffers that live.
+    pub fn allocated(&self) -> usize {
+        self.allocated.load(Ordering::Relaxed)
+    }
+
+    /// Free and total memory of the card, bytes.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.bind()?;
+        result::mem_get_info().attempt(|| "asking for free memory".to_owned())
     }
 
     /// Waits for all work given so far.

@@ -237,8 +237,9 @@ impl Gemm {
             Epilogue::Plain { bias, addend, masks } => {
                 g.bias = bias;
                 if let Some(addend) = addend {
+                    let columns = if way == Weight::Transposed { b.rows } else { n };
                     refuse(
-                        addend.rows >= m && addend.columns >= n && addend.is_aligned(),
+                        addend.rows >= m && addend.columns >= columns && addend.is_aligned(),
                         "the addend does not fit C",
                     )?;
                     (g.addend, g.ld_addend) = (addend.address, addend.stride as i32);

@@ -80,7 +80,8 @@ impl Head {
         training: Option<HeadTraining>,
     ) -> Result<()> {
         let n = x.rows;
-        let mut ok = width % 8 == 0 && width <= MAX_WIDTH && x.is_aligned() && x.columns >= width && scores.len() >= n;
+        let mut ok =
+            width.is_multiple_of(8) && width <= MAX_WIDTH && x.is_aligned() && x.columns >= width && scores.len() >= n;
         ok &= y.is_none_or(|y| y.rows >= n && y.stride == width && y.is_aligned());
         ok &= training.is_none_or(|t| {
             t.labels.len() >= n

@@ -145,7 +145,8 @@ impl Lora {
 
     /// `d_u = d_y B`. `d_y: [n, width]`; `b`: packed `[rank, width]`; `d_u: [n, rank]`, which may lie in the same rows.
     pub fn d_u(&self, cuda: &Cuda, d_y: Rows, b: u64, d_u: Rows) -> Result<()> {
-        let ok = d_y.is_aligned() && d_y.columns % 8 == 0 && d_u.columns % 8 == 0 && d_u.rows >= d_y.rows;
+        let ok =
+            d_y.is_aligned() && d_y.columns.is_multiple_of(8) && d_u.columns.is_multiple_of(8) && d_u.rows >= d_y.rows;
         require(ok, "lora_d_u", || format!("d_y {d_y:?}, d_u {d_u:?}"))?;
         let (width, rank) = (d_y.columns as i32, d_u.columns as i32);
         let arguments = arguments![d_y.address, d_y.stride as i32, b, width, rank, d_u.address, d_u.stride as i32];
@@ -169,9 +170,10 @@ impl Lora {
         targets: &[GradTarget],
     ) -> Result<()> {
         let (n, rank, columns) = (u.rows, u.columns, x.columns);
-        let ok = x.rows >= n && rank <= MAX_RANK && rank % 8 == 0 && columns % 8 == 0;
+        let ok = x.rows >= n && rank <= MAX_RANK && rank.is_multiple_of(8) && columns.is_multiple_of(8);
         let ok = ok && u.is_aligned() && x.is_aligned() && partials.len() >= Self::partials(n, columns);
-        let ok = ok && targets.iter().all(|t| t.rank <= rank && t.offset < t.stride && columns % t.stride == 0);
+        let ok =
+            ok && targets.iter().all(|t| t.rank <= rank && t.offset < t.stride && columns.is_multiple_of(t.stride));
         require(ok, "lora_grad", || format!("u {u:?}, x {x:?}, {} partial sums, to {targets:?}", partials.len()))?;
         let quarter = columns.div_ceil(4);
         let per_split = rows_per_split(n);
@@ -209,7 +211,7 @@ impl Lora {
     pub fn swiglu(&self, cuda: &Cuda, gate_up: Rows, act: Rows, lora: Adapter) -> Result<()> {
         let (n, width) = (act.rows, act.columns);
         let ok = gate_up.rows >= n && gate_up.columns >= 2 * width;
-        let ok = ok && gate_up.is_aligned() && act.is_aligned() && width % 8 == 0;
+        let ok = ok && gate_up.is_aligned() && act.is_aligned() && width.is_multiple_of(8);
         require(ok, "swiglu", || format!("gate_up {gate_up:?}, act {act:?}, {lora:?}"))?;
         lora.check("swiglu", gate_up)?;
         let (ld, ld_act) = (gate_up.stride as i32, act.stride as i32);

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytemuck::Pod;
 use cudarc::driver::{CudaContext, result};
@@ -17,6 +18,7 @@ impl<T: Pod + Send + Sync> Scalar for T {}
 #[derive(Debug)]
 pub struct Buffer<T> {
     context: Arc<CudaContext>,
+    allocated: Arc<AtomicUsize>,
     address: u64,
     len: usize,
     of: PhantomData<T>,
@@ -37,7 +39,9 @@ impl<T: Scalar> Buffer<T> {
                 "lower the tokens a micro-batch holds (train.max_tokens), or use a smaller model or a larger card";
             Error::OutOfMemory { bytes, what: what.to_owned(), free, total, hint }
         })?;
-        Ok(Buffer { context: cuda.context().clone(), address, len, of: PhantomData })
+        let allocated = cuda.allocated.clone();
+        allocated.fetch_add(len * size_of::<T>(), Ordering::Relaxed);
+        Ok(Buffer { context: cuda.context().clone(), allocated, address, len, of: PhantomData })
     }
 
     /// Memory with `values` in it.
@@ -107,6 +111,16 @@ impl<T: Scalar> Buffer<T> {
         cuda.synchronize()
     }
 
+    /// Copies the first `len` values of another buffer, on the card, in the stream's order.
+    pub fn copy_from(&mut self, cuda: &Cuda, from: &Buffer<T>, len: usize) -> Result<()> {
+        assert!(len <= self.len && len <= from.len, "{len} values of {} to {}", from.len, self.len);
+        let bytes = len * size_of::<T>();
+        cuda.bind()?;
+        // SAFETY: within both allocations.
+        unsafe { result::memcpy_dtod_async(self.address, from.address, bytes, cuda.stream()) }
+            .attempt(|| format!("copying {bytes} bytes on the device"))
+    }
+
     /// Zeroes its first `len` values, in the stream's order.
     pub fn clear(&mut self, cuda: &Cuda, len: usize) -> Result<()> {
         assert!(len <= self.len, "{len} values of {}", self.len);
@@ -119,6 +133,7 @@ impl<T: Scalar> Buffer<T> {
 
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
+        self.allocated.fetch_sub(self.len * size_of::<T>(), Ordering::Relaxed);
         if self.context.bind_to_thread().is_ok() {
             // SAFETY: allocated by `new` and not freed since. The driver waits for the work that uses it.
             let _ = unsafe { result::free_sync(self.address) };
@@ -166,7 +181,7 @@ impl Rows {
 
     /// Base and stride are multiples of 16 bytes.
     pub fn is_aligned(&self) -> bool {
-        self.address % 16 == 0 && self.stride * self.precision.bytes() % 16 == 0
+        self.address.is_multiple_of(16) && (self.stride * self.precision.bytes()).is_multiple_of(16)
     }
 }
 

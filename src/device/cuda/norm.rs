@@ -18,7 +18,7 @@ pub struct Norm {
 
 fn check(x: Rows, others: &[Rows], width: usize) -> Result<()> {
     let shapes = others.iter().all(|o| o.rows >= x.rows && o.columns >= width && o.is_aligned());
-    let ok = shapes && x.columns >= width && x.is_aligned() && width % 8 == 0 && width <= MAX_WIDTH;
+    let ok = shapes && x.columns >= width && x.is_aligned() && width.is_multiple_of(8) && width <= MAX_WIDTH;
     require(ok, "rms_norm", || format!("width {width} (a multiple of 8, at most {MAX_WIDTH}) on {x:?}, {others:?}"))
 }
 
@@ -33,6 +33,7 @@ impl Norm {
 
     /// `x += u Bᵀ` if there is an adapter, then `h = x / rms(x) · w`; `inv_rms: [rows]` is saved. `w`: address of `[width]`, width
     /// that of `h`.
+    #[allow(clippy::too_many_arguments)] // one operation, its operands
     pub fn forward(
         &self,
         cuda: &Cuda,

@@ -58,7 +58,7 @@ impl Rope {
     /// Resolves the kernels for heads of `2 · inv_freq.len()` elements and makes the table for `n_positions` positions.
     pub fn new(cuda: &Cuda, inv_freq: &[f64], n_positions: usize) -> Result<Self> {
         let half = inv_freq.len();
-        let ok = half % 4 == 0 && half <= MAX_HALF;
+        let ok = half.is_multiple_of(4) && half <= MAX_HALF;
         require(ok, "rope", || format!("head_dim {} must be a multiple of 8, at most {}", 2 * half, 2 * MAX_HALF))?;
         let angles = (0..n_positions).flat_map(|p| {
             inv_freq.iter().map(move |f| {
@@ -67,7 +67,7 @@ impl Rope {
             })
         });
         let table = Buffer::from_host(cuda, &angles.collect::<Vec<_>>(), "the table of rotary angles")?;
-        let names = if half % 8 == 0 { ["rope_fwd_8", "rope_bwd_8"] } else { ["rope_fwd_4", "rope_bwd_4"] };
+        let names = if half.is_multiple_of(8) { ["rope_fwd_8", "rope_bwd_8"] } else { ["rope_fwd_4", "rope_bwd_4"] };
         let [fwd, bwd] = names.map(|name| cuda.kernel("rope", name, 256, 0));
         Ok(Rope { fwd: fwd?, bwd: bwd?, head_dim: 2 * half, table })
     }

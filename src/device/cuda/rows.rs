@@ -16,7 +16,7 @@ pub struct RowMoves {
 }
 
 fn check(what: &'static str, n: usize, index: usize, rows: &[Rows], width: usize) -> Result<()> {
-    let ok = n <= index && width % 8 == 0 && rows.iter().all(|r| r.is_aligned() && r.columns >= width);
+    let ok = n <= index && width.is_multiple_of(8) && rows.iter().all(|r| r.is_aligned() && r.columns >= width);
     require(ok, what, || format!("{n} of {index} rows, width {width}: {rows:?}"))
 }
 

@@ -116,7 +116,14 @@ impl Model {
 
     /// From `w.d_x_last` (the head's) to `w.d_x`, adding the adapter's gradients if it is `trained`.
     pub(super) fn backward(&self, w: &Workspace, trained: bool, wants_inputs: bool) -> Result<(), Error> {
-        (0..self.layers.len()).rev().try_for_each(|l| self.block_backward(w, l, trained, l > 0 || wants_inputs))
+        for l in (0..self.layers.len()).rev() {
+            // The last block's activations are still there.
+            if w.recomputes() && l + 1 < self.layers.len() {
+                self.block_forward(w, l, true, true)?;
+            }
+            self.block_backward(w, l, trained, l > 0 || wants_inputs)?;
+        }
+        Ok(())
     }
 
     fn block_backward(&self, w: &Workspace, l: usize, trained: bool, needs_d_x: bool) -> Result<(), Error> {

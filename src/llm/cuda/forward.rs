@@ -72,7 +72,7 @@ impl Model {
     pub(super) fn forward(&self, w: &mut Workspace, save: bool, mut tap: Option<&mut Tap>) -> Result<(), Error> {
         self.ops.rows.splice(&self.cuda, &w.sources, self.embed(), &w.vectors, w.x(self, 0))?;
         for l in 0..self.layers.len() {
-            self.block_forward(w, l, save)?;
+            self.block_forward(w, l, save, false)?;
             if let Some(tap) = tap.as_mut() {
                 let (rows, x) = (self.view(&w.x_q, w.n_prompts, self.config.hidden_size), w.x(self, l));
                 self.ops.rows.gather(&self.cuda, &w.last_rows, x.columns(0, rows.columns), rows)?;
@@ -82,7 +82,9 @@ impl Model {
         Ok(())
     }
 
-    fn block_forward(&self, w: &Workspace, l: usize, save: bool) -> Result<(), Error> {
+    /// From `x(l)` to `x(l + 1)` (of the last block, to `last_x`). `again`: only the activations in between, from an input that
+    /// already holds the adapter's part of the product before it.
+    pub(super) fn block_forward(&self, w: &Workspace, l: usize, save: bool, again: bool) -> Result<(), Error> {
         let (cuda, config, heads, ops) = (&self.cuda, &self.config, self.heads(), &self.ops);
         let (layer, s) = (&self.layers[l], w.saved(l));
         let last = l + 1 == self.layers.len();
@@ -94,7 +96,7 @@ impl Model {
 
         let x = w.x(self, l);
         let h = self.view(&w.h, n, hidden);
-        let down_before = if l > 0 { w.down_adapter(self, l - 1) } else { None };
+        let down_before = if l > 0 && !again { w.down_adapter(self, l - 1) } else { None };
         ops.norm.forward(
             cuda,
             x,
@@ -167,6 +169,9 @@ impl Model {
                 self.product(w, l, Product::GateUp, 0..2 * inter, pairs, side, h, gate_up, None)?;
                 ops.lora.swiglu(cuda, gate_up, act, adapter)?;
             }
+        }
+        if again {
+            return Ok(());
         }
         let out = if last { w.last_x(self) } else { w.x(self, l + 1) };
         let pairs = self.pairs(w, l, Product::Down, Product::Down.targets());

@@ -8,7 +8,9 @@ mod adapter;
 mod backward;
 mod forward;
 mod model;
+mod plan;
 mod workspace;
 
 pub use model::Model;
+pub use plan::{Demand, Plan, Recompute};
 pub use workspace::Workspace;

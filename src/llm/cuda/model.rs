@@ -227,6 +227,17 @@ impl Model {
         }
     }
 
+    /// Bytes of the frozen weights.
+    pub(super) fn weight_bytes(&self) -> usize {
+        let linear = |l: &Linear| l.weight.len() + l.bias.as_ref().map_or(0, Buffer::len);
+        let layer = |l: &Layer| {
+            let products = linear(&l.qkv) + linear(&l.o) + linear(&l.gate_up) + linear(&l.down);
+            products + l.input_norm.len() + l.post_norm.len()
+        };
+        let layers: usize = self.layers.iter().map(layer).sum();
+        layers + self.embed.len() + self.lm_head.as_ref().map_or(0, Buffer::len) + self.final_norm.len()
+    }
+
     /// The score of each prompt. See [`crate::llm::model::Model::scores`].
     pub fn scores(
         &self,

@@ -2,6 +2,7 @@
 
 use super::adapter::{DeviceAdapter, Product};
 use super::model::Model;
+use super::plan::{Recompute, Widths};
 use crate::device::cpu::splice::Source;
 use crate::device::cuda::attention::Tables;
 use crate::device::cuda::lora::{Adapter, InputMask, Lora};
@@ -16,8 +17,6 @@ use crate::llm::peft::{LoraTensors, TARGETS, Target};
 /// Activations of one block, all rows of the batch (of the last block, query side: one row a prompt).
 #[derive(Debug)]
 pub(super) struct Saved {
-    /// Input, `[n, hidden + tail]`: after the norm has added the last product's adapter, the residual stream whole.
-    pub x: Elements,
     pub inv_rms: Buffer<f32>,
     /// `[n, q | k | v | u]`, turned; of the last block `[n, k | v | u]`.
     pub qkv: Elements,
@@ -50,8 +49,10 @@ pub struct Workspace {
     pub(super) dropout: Option<Dropout>,
     pub(super) n_slots: usize,
     slots: Vec<usize>,
-    saving: bool,
-    pub(super) saved: Vec<Saved>,
+    recompute: Recompute,
+    /// Inputs of the blocks, `[n, hidden + tail]`: after the norm has added the last product's adapter, the residual stream whole.
+    xs: Vec<Elements>,
+    saved: Vec<Saved>,
     pub(super) adapter: Option<DeviceAdapter>,
     has_lora: bool,
     pub(super) tables: Tables,
@@ -118,7 +119,8 @@ impl Workspace {
             dropout: None,
             n_slots: 0,
             slots: Vec::new(),
-            saving: false,
+            recompute: Recompute::Nothing,
+            xs: Vec::new(),
             saved: Vec::new(),
             adapter: None,
             has_lora: false,
@@ -238,28 +240,28 @@ impl Workspace {
 
     fn make_room(&mut self, model: &Model, save: bool) -> Result<(), Error> {
         let cuda = &model.cuda;
-        let (config, heads) = (&model.config, model.heads());
+        let heads = model.heads();
         let size = model.precision().bytes();
         let (n, p) = (self.n, self.n_prompts);
-        let [tail_qkv, tail_o, tail_gate_up, tail_down] = Product::ALL.map(|product| {
-            let adapter = self.adapter.as_ref().filter(|_| self.has_lora);
-            adapter.map_or(0, |a| (0..model.layers.len()).map(|l| a.tail(l, product)).max().unwrap_or(0))
-        });
-        let (hidden, inter) = (config.hidden_size, config.intermediate_size);
-        let (q_width, kv_width) = (heads.q_width(), heads.kv_width());
-        let qkv = q_width + 2 * kv_width + tail_qkv;
-        let (x, mid, gate_up) = (hidden + tail_down, hidden + tail_o, 2 * inter + tail_gate_up);
-        // Without a backward pass two sets take turns.
-        let sets = if save { model.layers.len() } else { 2.min(model.layers.len()) };
-        if save != self.saving {
-            self.saved.clear();
-            self.saving = save;
+        let widths = Widths::new(model, self.lora());
+        let Widths { hidden, inter, q_width, qkv, x, mid, gate_up, stream, .. } = widths;
+        // Without a backward pass two inputs take turns, and one set of activations serves all blocks.
+        let layers = model.layers.len();
+        let (inputs, sets) = match (save, self.recompute) {
+            (false, _) => (2.min(layers), 1),
+            (true, Recompute::Nothing) => (layers, layers),
+            (true, Recompute::Blocks) => (layers, 1),
+        };
+        if self.xs.len() != inputs || self.saved.len() != sets {
+            (self.xs, self.saved) = (Vec::new(), Vec::new());
+        }
+        while self.xs.len() < inputs {
+            self.xs.push(Buffer::new(cuda, 0, "activations")?);
         }
         while self.saved.len() < sets {
             let empty = || Buffer::new(cuda, 0, "activations");
             let factors = || Buffer::new(cuda, 0, "activations");
             self.saved.push(Saved {
-                x: empty()?,
                 inv_rms: factors()?,
                 qkv: empty()?,
                 attn: empty()?,
@@ -270,9 +272,8 @@ impl Workspace {
                 act: empty()?,
             });
         }
-        let acts = if save && tail_down > 0 { sets } else { 1 };
+        let acts = if save && x > hidden { sets } else { 1 };
         for (l, s) in self.saved.iter_mut().enumerate() {
-            grow(cuda, &mut s.x, n * x * size, "activations: x")?;
             grow(cuda, &mut s.inv_rms, n, "activations: norm")?;
             grow(cuda, &mut s.qkv, n * qkv * size, "activations: q, k, v")?;
             grow(cuda, &mut s.attn, n * q_width * size, "activations: attention")?;
@@ -284,20 +285,20 @@ impl Workspace {
                 grow(cuda, &mut s.act, n * inter * size, "activations: act")?;
             }
         }
+        self.xs.iter_mut().try_for_each(|b| grow(cuda, b, n * x * size, "activations: x"))?;
         grow(cuda, &mut self.last_x, p * x * size, "activations: last x")?;
-        grow(cuda, &mut self.q_last, p * (q_width + tail_qkv) * size, "activations: last q")?;
+        grow(cuda, &mut self.q_last, p * widths.q_last * size, "activations: last q")?;
         grow(cuda, &mut self.h, n * hidden * size, "normed rows")?;
         grow(cuda, &mut self.h_q, p * hidden * size, "normed rows")?;
         grow(cuda, &mut self.x_q, p * hidden * size, "last rows")?;
         grow(cuda, &mut self.y, p * hidden * size, "final rows")?;
         if self.dropout.is_some() {
-            let widest = mask_words(hidden.max(inter).max(q_width));
+            let widest = mask_words(widths.widest_input());
             self.masks.iter_mut().try_for_each(|m| grow(cuda, m, n * widest, "dropout masks"))?;
         }
         if !save {
             return Ok(());
         }
-        let stream = hidden + tail_o.max(tail_down);
         let d_rows = n - self.first;
         grow(cuda, &mut self.d_x, d_rows * stream * size, "gradients: x")?;
         grow(cuda, &mut self.d_x_last, p * stream * size, "gradients: last x")?;
@@ -306,13 +307,17 @@ impl Workspace {
         grow(cuda, &mut self.d_gate_up, d_rows.max(p) * gate_up * size, "gradients: gate and up")?;
         grow(cuda, &mut self.d_attn, d_rows.max(p) * q_width * size, "gradients: attention")?;
         grow(cuda, &mut self.d_qkv, d_rows * qkv * size, "gradients: q, k, v")?;
-        grow(cuda, &mut self.d_q_last, p * (q_width + tail_qkv) * size, "gradients: last q")?;
+        grow(cuda, &mut self.d_q_last, p * widths.q_last * size, "gradients: last q")?;
         grow(cuda, &mut self.delta, d_rows.max(p) * heads.n_heads, "gradients: attention")?;
         if self.has_lora {
-            let widest = (2 * inter).max(hidden).max(q_width);
-            grow(cuda, &mut self.partials, Lora::partials(d_rows.max(p), widest), "gradients: LoRA")?;
+            grow(cuda, &mut self.partials, Lora::partials(d_rows.max(p), widths.widest_output()), "gradients: LoRA")?;
         }
         Ok(())
+    }
+
+    /// Sets what is kept for backward; buffers follow with the next batch.
+    pub(in crate::llm) fn set_recompute(&mut self, recompute: Recompute) {
+        self.recompute = recompute;
     }
 
     /// The adapter of this pass.
@@ -325,9 +330,14 @@ impl Workspace {
         self.lora().map_or(0, |a| a.tail(l, product))
     }
 
+    /// Each block must run forward again before it runs backward.
+    pub(super) fn recomputes(&self) -> bool {
+        self.recompute == Recompute::Blocks
+    }
+
     /// Activations of block `l`.
     pub(super) fn saved(&self, l: usize) -> &Saved {
-        if self.saving { &self.saved[l] } else { &self.saved[l % self.saved.len()] }
+        &self.saved[l % self.saved.len()]
     }
 
     /// Where block `l`'s act goes.
@@ -339,7 +349,7 @@ impl Workspace {
     /// Input of block `l`, with the columns of the product that made it.
     pub(super) fn x(&self, model: &Model, l: usize) -> Rows {
         let tail = if l == 0 { 0 } else { self.tail(l - 1, Product::Down) };
-        Rows::new(&self.saved(l).x, model.precision(), self.n, model.config.hidden_size + tail)
+        Rows::new(&self.xs[l % self.xs.len()], model.precision(), self.n, model.config.hidden_size + tail)
     }
 
     /// Output of the last block.

@@ -73,8 +73,6 @@ fn hopper(c: &mut Criterion) {
     let (m, n, k) = (128usize, 128usize, 512usize);
     let (x, y) = (Numbers(3).bf16(m * k), Numbers(4).bf16(n * k));
     let shape = Shape::linear(4, 160).shared(2 * 2 * 8192 + 16384);
-    let path = format!("{}/tests/kernels/hopper.ptx", env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(path).unwrap();
     let mut group = c.benchmark_group("gemm of wgmma and tensor maps, flops");
     group
         .throughput(Throughput::Elements(2 * (m * n * k) as u64))
@@ -82,7 +80,7 @@ fn hopper(c: &mut Criterion) {
         .measurement_time(Duration::from_secs(2))
         .warm_up_time(Duration::from_millis(300));
     for (name, check) in [("checks off, 1 thread", false), ("checks on, 1 thread", true)] {
-        let b = Bench::from_text(&text, "H100", config(check, 1));
+        let b = Bench::hopper(config(check, 1));
         let (dx, dy, dz) = (b.put(&x), b.put(&y), b.empty(m * n * 4));
         let map = |address, rows: usize| TensorMap::packed(9, address, &[k as u64, rows as u64], &[64, 64]);
         let a = map(dx, m).swizzled(Swizzle::B128).encode().unwrap().to_vec();

@@ -2,19 +2,14 @@
 
 mod common;
 
-use common::{Bench, ways};
+use common::{Bench, Numbers, distance, ways};
 use cuda_emulator::memory::tensor_map::{Swizzle, TensorMap};
 use cuda_emulator::{Config, Finding, Kind, Shape};
-
-fn bench(config: Config) -> Bench {
-    let path = format!("{}/tests/kernels/hopper.ptx", env!("CARGO_MANIFEST_DIR"));
-    Bench::from_text(&std::fs::read_to_string(path).unwrap(), "H100", config)
-}
 
 #[test]
 fn blocks_know_their_place_in_the_cluster() {
     for config in ways() {
-        let b = bench(config);
+        let b = Bench::hopper(config);
         let out = b.empty(6 * 4 * 8 * 4);
         b.clean("cluster_names", Shape { grid: [6, 4, 1], block: [1, 1, 1], ..Shape::default() }, &[&out]);
         let got: Vec<u32> = b.get(out, 6 * 4 * 8);
@@ -26,14 +21,14 @@ fn blocks_know_their_place_in_the_cluster() {
 }
 
 fn exchange(config: Config, kernel: &str) -> Vec<Finding> {
-    let b = bench(config);
+    let b = Bench::hopper(config);
     let (out, count) = (b.put(&[0u32; 4 * 64]), b.put(&[0u32]));
     let shape = Shape { cluster: [4, 1, 1], ..Shape::linear(4, 64) };
     let outcome = b.run(kernel, shape, &[&out, &count]);
     if kernel.ends_with('0') {
         let got: Vec<u32> = b.get(out, 4 * 64);
         for (i, v) in got.iter().enumerate() {
-            assert_eq!(*v as usize, (i / 64 + 1) % 4 * 1000 + (i % 64 ^ 1));
+            assert_eq!(*v as usize, (i / 64 + 1) % 4 * 1000 + ((i % 64) ^ 1));
         }
         assert_eq!(b.get::<u32>(count, 1), [256]);
     }
@@ -53,6 +48,7 @@ fn memory_of_other_blocks_and_races_on_it() {
             let findings = exchange(config.clone(), &format!("cluster_exchange_{bug}"));
             assert!(findings.iter().any(|f| kinds.contains(&f.kind)), "{bug}: {findings:?}");
             println!("{bug}: {}", findings[0]);
+            assert!(findings[0].detail.contains("the cluster's block"), "{}", findings[0]);
         }
     }
 }
@@ -60,7 +56,7 @@ fn memory_of_other_blocks_and_races_on_it() {
 #[test]
 fn a_barrier_of_another_block_carries_order() {
     for config in ways() {
-        let b = bench(config);
+        let b = Bench::hopper(config);
         let out = b.empty(256);
         b.clean("cluster_arrive_0", Shape::linear(2, 64), &[&out]);
         let expected: Vec<u32> = (0..64).map(|i| (i ^ 33) * 3).collect();
@@ -76,7 +72,7 @@ fn a_barrier_of_another_block_carries_order() {
 #[test]
 fn one_copy_for_all_blocks_of_a_cluster() {
     for config in ways() {
-        let b = bench(config);
+        let b = Bench::hopper(config);
         let x: Vec<u8> = (0..64 * 16).map(|i| (i % 251) as u8).collect();
         let source = b.put(&x);
         let map = TensorMap::packed(0, source, &[64, 16], &[64, 16]).swizzled(Swizzle::B64).encode().unwrap().to_vec();
@@ -96,6 +92,44 @@ fn one_copy_for_all_blocks_of_a_cluster() {
             kinds.iter().any(|k| matches!(k, Kind::AsyncCopyNotWaited | Kind::SharedRace | Kind::UninitializedShared)),
             "{kinds:?}"
         );
+    }
+}
+
+fn pair(config: Config, kernel: &str, (m, n, k): (usize, usize, usize)) -> (f64, Vec<Finding>) {
+    let b = Bench::hopper(config);
+    let (x, y) = (Numbers(41).bf16(m * k), Numbers(42).bf16(n * k));
+    let (dx, dy, dc) = (b.put(&x), b.put(&y), b.put(&vec![0f32; m * n]));
+    let map = |address, rows: usize, per: u32| {
+        let map = TensorMap::packed(9, address, &[k as u64, rows as u64], &[64, per]).swizzled(Swizzle::B128);
+        map.encode().unwrap().to_vec()
+    };
+    let blocks = [(m as u32).div_ceil(128).next_multiple_of(2), (n as u32).div_ceil(64), 1];
+    let shape = Shape { grid: blocks, ..Shape::linear(1, 288).shared(2 * (128 + 64) * 128) };
+    let (ma, mb) = (map(dx, m, 128), map(dy, n, 32));
+    let outcome = b.run(kernel, shape, &[&ma, &mb, &dc, &(m as i32), &(n as i32), &(k as i32)]);
+    let wide = |v: &[half::bf16]| v.iter().map(|v| v.to_f64()).collect::<Vec<_>>();
+    let (x, y) = (wide(&x), wide(&y));
+    let product = |i: usize| (0..k).map(|l| x[i / n * k + l] * y[i % n * k + l]).sum::<f64>();
+    let expected: Vec<f64> = (0..m * n).map(product).collect();
+    (distance(&b.get::<f32>(dc, m * n), &expected), outcome.findings)
+}
+
+#[test]
+fn a_gemm_whose_blocks_fetch_for_each_other() {
+    for config in ways() {
+        let (far, findings) = pair(config.clone(), "gemm_pair_0", (200, 100, 328));
+        assert_eq!(findings, []);
+        assert!(far < 1e-4, "{far}");
+        for (bug, kinds) in [
+            // The other block never hears that the stage is free; it does not wait for that; it exits before the last copy.
+            (1, &[Kind::Deadlock][..]),
+            (2, &[Kind::SharedRace, Kind::AsyncCopyNotWaited, Kind::InvalidBarrier, Kind::Deadlock]),
+            (3, &[Kind::UseAfterFree]),
+        ] {
+            let (_, findings) = pair(config.clone(), &format!("gemm_pair_{bug}"), (200, 100, 328));
+            let found = findings.iter().find(|f| kinds.contains(&f.kind));
+            println!("{bug}: {}", found.unwrap_or_else(|| panic!("{bug}: {findings:?}")));
+        }
     }
 }
 

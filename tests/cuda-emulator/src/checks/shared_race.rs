@@ -80,8 +80,8 @@ pub struct Conflict {
     pub other: Option<u32>,
     /// The other access was a write.
     pub other_wrote: bool,
-    /// The other block's rank in the cluster, if it was another.
-    pub rank: Option<u32>,
+    /// Rank of the other thread's block in the cluster.
+    pub rank: u32,
 }
 
 /// The shadow of one block's shared memory.
@@ -106,7 +106,7 @@ impl SharedShadow {
     fn conflict(&self, kind: Kind, offset: u32, stamp: u32, several: bool, other_wrote: bool) -> Conflict {
         let remote = stamp & REMOTE != 0;
         let other = (stamp != 0 && !several && !remote).then(|| thread_of(stamp));
-        Conflict { kind, offset, other, other_wrote, rank: remote.then(|| lane_of(stamp)) }
+        Conflict { kind, offset, other, other_wrote, rank: if remote { lane_of(stamp) } else { self.rank as u32 } }
     }
 
     /// Forgets everything: a new block.
@@ -383,12 +383,12 @@ mod tests {
         shadow.set_rank(1);
         shadow.write(&clocks[0], 5, 0, 4, false, |_| false);
         let found = shadow.read(&clocks[1], 5, 0, 4, false).unwrap();
-        assert_eq!((found.kind, found.rank, found.other), (Kind::SharedRace, Some(0), None));
+        assert_eq!((found.kind, found.rank, found.other), (Kind::SharedRace, 0, None));
         assert_eq!(shadow.read(&clocks[0], 6, 0, 4, false), None, "the same warp");
         barrier(&mut clocks);
         assert_eq!(shadow.write(&clocks[1], 5, 0, 4, false, |_| false), None);
         let found = shadow.write(&clocks[0], 5, 0, 4, false, |_| false).unwrap();
-        assert_eq!((found.rank, found.other), (None, Some(5)));
+        assert_eq!((found.rank, found.other), (1, Some(5)));
     }
 
     #[test]

@@ -41,6 +41,7 @@ pub fn value(card: &Card, attribute: i32) -> i32 {
         111 => 1024,                     // RESERVED_SHARED_MEMORY_PER_BLOCK
         115 => 1,                        // MEMORY_POOLS_SUPPORTED
         120 => i32::from(card.sm >= 90), // CLUSTER_LAUNCH
+        127 => i32::from(card.sm >= 90), // TENSOR_MAP_ACCESS_SUPPORTED
         _ => 0,
     }
 }

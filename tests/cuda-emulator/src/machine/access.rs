@@ -351,16 +351,17 @@ impl Block<'_> {
     /// Reports a conflict in shared memory.
     pub fn report_shared(&mut self, warp: &Warp, lane: u32, conflict: Conflict, writes: bool) {
         let mine = if writes { "writes" } else { "reads" };
-        let other = match conflict.other {
+        let mut other = match conflict.other {
             Some(thread) => {
                 let [x, y, z] = self.thread_at(thread);
                 format!("thread ({x},{y},{z})")
             }
-            None => match conflict.rank {
-                Some(rank) => format!("the cluster's block {rank}"),
-                None => "several other threads".to_string(),
-            },
+            None => "several other threads".to_string(),
         };
+        if conflict.rank != self.cluster_rank() {
+            let which = if conflict.other.is_some() { format!("{other} of ") } else { String::new() };
+            other = format!("{which}the cluster's block {}", conflict.rank);
+        }
         let detail = match conflict.kind {
             Kind::UninitializedShared => "nothing has written these bytes in this block".to_string(),
             Kind::AsyncCopyNotWaited if !conflict.other_wrote => {

@@ -3,6 +3,8 @@
 //! Copies to shared memory complete on an `mbarrier`: by default they land when somebody tests it. Copies to global memory
 //! complete in bulk groups of their thread: by default their source is read when the group is waited for.
 
+use std::sync::atomic::Ordering;
+
 use super::access::{Region, Span, addresses};
 use super::atomics;
 use super::block::Block;
@@ -155,6 +157,10 @@ impl Block<'_> {
         for (region, barrier_rank) in targets {
             let base = match region {
                 Region::Peer(rank) => match self.peers.get(rank) {
+                    Some(peer) if peer.gone.load(Ordering::Relaxed) => {
+                        let detail = format!("a multicast to the cluster's block {rank}, which has exited");
+                        return Err(Fault::new(Kind::UseAfterFree, lane, detail));
+                    }
                     Some(peer) if offset + bytes <= peer.bytes => peer.base,
                     _ => {
                         let detail = format!("a multicast to block {rank} of a cluster of {}", self.peers.len().max(1));

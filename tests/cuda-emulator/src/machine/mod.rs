@@ -48,7 +48,7 @@ pub struct Config {
     pub threads: usize,
     /// Permutes the order of blocks and warps; `None` runs them in order.
     pub seed: Option<u64>,
-    /// `cp.async` lands when issued rather than at the last moment that the program allows.
+    /// `cp.async`, bulk copies and `wgmma` land when issued rather than at the last moment that the program allows.
     pub eager_copies: bool,
     /// How `mma` sums.
     pub accumulation: Accumulation,

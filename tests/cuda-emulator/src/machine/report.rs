@@ -22,7 +22,7 @@ impl Block<'_> {
                     Wait::Warpgroup => "waits for the other warps of its warpgroup to issue the same wgmma".to_string(),
                     Wait::Barrier(id) => format!("waits at barrier {id}"),
                     Wait::Cluster => "waits at the cluster barrier".to_string(),
-                    Wait::No => "tests an mbarrier".to_string(),
+                    Wait::No => "spins, or waits for those that do".to_string(),
                     Wait::Convergence { .. } => "waits".to_string(),
                 };
                 // Lanes at a mask are the cause rather than the consequence: name them first.

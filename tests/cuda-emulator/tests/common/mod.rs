@@ -19,6 +19,12 @@ impl Bench {
         Self::from_text(&std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}")), "A100", config)
     }
 
+    /// The module `tests/kernels/hopper.ptx` on an H100.
+    pub fn hopper(config: Config) -> Self {
+        let path = format!("{}/tests/kernels/hopper.ptx", env!("CARGO_MANIFEST_DIR"));
+        Self::from_text(&std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}")), "H100", config)
+    }
+
     /// A module from text on a card.
     pub fn from_text(text: &str, card: &str, config: Config) -> Self {
         let device = Device::new(Card::find(card).unwrap(), config);
@@ -79,6 +85,13 @@ impl Numbers {
     pub fn bf16(&mut self, n: usize) -> Vec<half::bf16> {
         (0..n).map(|_| half::bf16::from_f32(self.unit())).collect()
     }
+}
+
+/// The swizzle as the manual defines it on byte addresses: bits 4.. are exchanged by the bits from 7 up, as many of them as
+/// the mode has (128B: 4-6 by 7-9; 64B: 4-5 by 7-8; 32B: 4 by 7).
+pub fn swizzled(mode: u32, address: usize) -> usize {
+    let bits = (0..mode).map(|b| (address >> (7 + b) & 1) << (4 + b)).sum::<usize>();
+    address ^ bits
 }
 
 /// Largest absolute difference.

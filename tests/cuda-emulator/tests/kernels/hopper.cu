@@ -284,11 +284,23 @@ __device__ __forceinline__ void gemm(const CUtensorMap* ma, const CUtensorMap* m
             }
             wgmma_commit();
             if (BUG == 4 && threadIdx.x == 0) arrive(&empty[s]);
+            if (BUG == 8 || BUG == 10) { // right and wrong: one group stays in flight, the stage before it is free
+                wgmma_wait<1>();
+                asm volatile("bar.sync 1, 128;" ::: "memory");
+                if (threadIdx.x == 0 && BUG == 10) arrive(&empty[s]);
+                if (threadIdx.x == 0 && BUG == 8 && i > 0) arrive(&empty[(step + STAGES - 1) % STAGES]);
+                continue;
+            }
             if (BUG != 1) wgmma_wait<0>();
             if (BUG != 4) {
                 asm volatile("bar.sync 1, 128;" ::: "memory");
                 if (threadIdx.x == 0) arrive(&empty[s]);
             }
+        }
+        if (BUG == 8 || BUG == 10) {
+            wgmma_wait<0>();
+            asm volatile("bar.sync 1, 128;" ::: "memory");
+            if (threadIdx.x == 0 && BUG == 8) arrive(&empty[(step + STAGES - 1) % STAGES]);
         }
         if (threadIdx.x == 0 && BUG != 9) store_wait_read();
         asm volatile("bar.sync 1, 128;" ::: "memory");
@@ -309,7 +321,7 @@ __device__ __forceinline__ void gemm(const CUtensorMap* ma, const CUtensorMap* m
                  const __grid_constant__ CUtensorMap c, int m, int n, int k) {                                             \
         gemm<N>(&a, &b, &c, m, n, k);                                                                                      \
     }
-GEMM(0) GEMM(1) GEMM(2) GEMM(3) GEMM(4) GEMM(5) GEMM(6) GEMM(7) GEMM(9)
+GEMM(0) GEMM(1) GEMM(2) GEMM(3) GEMM(4) GEMM(5) GEMM(6) GEMM(7) GEMM(8) GEMM(9) GEMM(10)
 
 // ---- clusters ----
 
@@ -408,3 +420,61 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) multicast_0(const __grid_co
 extern "C" __global__ void __cluster_dims__(4, 1, 1) multicast_1(const __grid_constant__ CUtensorMap map, int bytes, uint8_t* out) {
     multicast<1>(&map, bytes, out);
 }
+
+// ---- a GEMM of clusters: two blocks share a tile of B, of which each fetches half for both; two warpgroups multiply ----
+
+template <int BUG>
+__device__ __forceinline__ void gemm_pair(const CUtensorMap* ma, const CUtensorMap* mb, float* c, int m, int n, int k) {
+    __shared__ uint64_t full[STAGES], empty[STAGES];
+    uint8_t* a = dynamic;
+    uint8_t* b = dynamic + STAGES * 2 * BM * BK * 2;
+    const uint32_t rank = cluster_rank();
+    const int steps = (k + BK - 1) / BK, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int row = blockIdx.x * 2 * BM, column = blockIdx.y * BN;
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < STAGES; s++) barrier_init(&full[s], 1), barrier_init(&empty[s], BUG == 2 ? 2 : 4);
+        barriers_ready();
+    }
+    cluster_sync();
+    if (warp == 8) {
+        if (elected())
+            for (int i = 0; i < steps; i++) {
+                int s = i % STAGES;
+                wait(&empty[s], i / STAGES % 2 ^ 1);
+                expect(&full[s], (2 * BM + BN) * BK * 2);
+                load_2d(a + s * 2 * BM * BK * 2, ma, i * BK, row, &full[s]);
+                asm volatile(
+                    "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+                    "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared(b + s * BN * BK * 2 + rank * BN / 2 * BK * 2)),
+                    "l"(mb), "r"(i * BK), "r"(int(column + rank * BN / 2)), "r"(shared(&full[s])), "h"(uint16_t(3)) : "memory");
+            }
+    } else {
+        float d[32];
+        for (int i = 0; i < steps; i++) {
+            int s = i % STAGES;
+            wait(&full[s], i / STAGES % 2);
+            wgmma_fence();
+            for (int kk = 0; kk < BK / 16; kk++)
+                bf16_n64<1, 1, 0, 0>(d, K_MAJOR_128B | (shared(a + (s * 2 + warp / 4) * BM * BK * 2) + kk * 32) >> 4,
+                                     K_MAJOR_128B | (shared(b + s * BN * BK * 2) + kk * 32) >> 4, i + kk > 0);
+            wgmma_commit();
+            wgmma_wait<0>();
+            asm volatile("bar.sync %0, 128;" ::"r"(1 + warp / 4) : "memory");
+            if (threadIdx.x % 128 < 2 && (BUG == 0 || BUG == 3 || threadIdx.x % 128 == rank))
+                asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
+                    map_to(shared(&empty[s]), threadIdx.x % 128)) : "memory");
+        }
+        for (int i = 0; i < 32; i++) {
+            int y = row + warp * 16 + lane / 4 + i / 2 % 2 * 8, x = column + i / 4 * 8 + lane % 4 * 2 + i % 2;
+            if (y < m && x < n) c[y * n + x] = d[i];
+        }
+    }
+    if (BUG != 3) cluster_sync();
+}
+#define GEMM_PAIR(N)                                                                                                        \
+    extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(288)                                             \
+        gemm_pair_##N(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, float* c, int m, int n, \
+                      int k) {                                                                                              \
+        gemm_pair<N>(&a, &b, c, m, n, k);                                                                                   \
+    }
+GEMM_PAIR(0) GEMM_PAIR(1) GEMM_PAIR(2) GEMM_PAIR(3)

@@ -1,0 +1,142 @@
+//! Whole passes and training on the emulated card against the CPU: every LoRA target, dropout, both losses, both starts of the
+//! gradient; recomputation, micro-batches and runs that end in the same bits.
+
+use std::path::Path;
+
+use crate::common::{command, path, tiny_data, tiny_model};
+use crate::cuda::{emulator, load_emulator};
+use crate::model::{adapter, all, pass, pass_in, vectors, weights};
+use collm_engine::device::Device;
+use collm_engine::device::cuda::Precision;
+use collm_engine::device::ops::{Dropout, Loss};
+use collm_engine::llm::batch::GradientFrom;
+use collm_engine::llm::cuda::Demand;
+use collm_engine::llm::model::{Model, Workspace};
+
+fn on_card(precision: Precision) -> Model {
+    load_emulator();
+    Model::on(Device::Cuda { ordinal: 0, precision }, weights(16), 7, 9, 64).unwrap()
+}
+
+fn close(got: &[f32], want: &[f32], limit: f32, what: &str) {
+    let largest = want.iter().fold(1e-30f32, |m, x| m.max(x.abs()));
+    for (g, w) in got.iter().zip(want) {
+        assert!((g - w).abs() <= limit * largest, "{what}: {g} on the card, {w} on the CPU, largest {largest}");
+    }
+}
+
+#[test]
+fn passes_agree_with_the_cpu() {
+    let (cpu, card, vectors) = (Model::new(weights(16), 7, 9, 64), on_card(Precision::F32), vectors());
+    let lora = adapter(&cpu);
+    let mut workspace = Workspace::default();
+    for (loss, dropout, from) in [
+        (Loss::YesLogitBce, None, GradientFrom::Start),
+        (Loss::YesNoSoftmax, None, GradientFrom::FirstSlot),
+        (Loss::YesLogitBce, Some(Dropout { p: 0.3, seed: 2, step: 5 }), GradientFrom::Start),
+        (Loss::YesNoSoftmax, Some(Dropout { p: 0.3, seed: 2, step: 6 }), GradientFrom::FirstSlot),
+    ] {
+        let want = pass(&cpu, &lora, &vectors, loss, dropout, from, &all());
+        let got = pass_in(&mut workspace, &card, &lora, &vectors, loss, dropout, from, &all());
+        let case = format!("{loss:?} {dropout:?} {from:?}");
+        assert!((got.0 - want.0).abs() < 1e-5 * want.0.abs(), "{case}: loss {} and {}", got.0, want.0);
+        close(&got.2, &want.2, 1e-4, &format!("{case}: d_vectors"));
+        for ((name, g), (_, w)) in got.1.named().into_iter().zip(want.1.named()) {
+            close(g, w, 1e-4, &format!("{case}: {name}"));
+        }
+    }
+}
+
+#[test]
+fn the_same_bits_recomputed_and_repeated() {
+    let (card, vectors) = (on_card(Precision::Bf16), vectors());
+    let lora = adapter(&card);
+    let dropout = Some(Dropout { p: 0.3, seed: 2, step: 5 });
+    let run =
+        |w: &mut Workspace| pass_in(w, &card, &lora, &vectors, Loss::YesLogitBce, dropout, GradientFrom::Start, &all());
+    let mut workspace = Workspace::default();
+    let want = run(&mut workspace);
+    assert_eq!(run(&mut workspace), want, "a second pass in the same buffers");
+    let mut recomputing = Workspace::default();
+    recomputing.recompute_blocks(&card).unwrap();
+    assert_eq!(run(&mut recomputing), want, "blocks recomputed");
+    // Prompts apart: the sums of the gradients are taken in another order, the vectors' gradients are not.
+    let apart = pass(&card, &lora, &vectors, Loss::YesLogitBce, dropout, GradientFrom::Start, &[0..1, 1..3, 3..4]);
+    assert_eq!(apart.2, want.2, "batch mates change a prompt's gradient");
+}
+
+#[test]
+fn the_memory_plan_covers_what_is_allocated() {
+    let card = on_card(Precision::Bf16);
+    let lora = adapter(&card);
+    let mut workspace = Workspace::default();
+    let tokens = 13 + 7 + 21 + 3;
+    let demand = Demand { lora: Some(&lora), tokens, prompts: 4, train: true, dropout: true };
+    let line = card.plan(&demand, &mut workspace).unwrap().unwrap();
+    assert!(line.contains("to allocate") && !line.contains("recomputed"), "{line}");
+    let plan = card.cuda_plan(&demand).unwrap().unwrap();
+    let before = card.cuda_allocated();
+    let dropout = Some(Dropout { p: 0.3, seed: 2, step: 5 });
+    pass_in(&mut workspace, &card, &lora, &vectors(), Loss::YesLogitBce, dropout, GradientFrom::Start, &all());
+    let used = card.cuda_allocated() - before;
+    // Beside the plan lie the batch's index arrays, attention's lists of work, and LoRA's table.
+    assert!(used <= plan.needed() + (16 << 10), "{used} bytes allocated, {} planned", plan.needed());
+    assert!(used + (16 << 10) >= plan.needed(), "{used} bytes allocated, {} planned", plan.needed());
+}
+
+/// (loss, AUC…) of every line of a run's metrics.
+fn losses(run: &Path, phase: &str) -> Vec<f64> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+    lines.filter(|l| l["phase"] == phase).filter_map(|l| l["loss"].as_f64()).collect()
+}
+
+#[test]
+fn training_follows_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, model) = (tiny_data(dir.path()), tiny_model(dir.path()));
+    std::os::unix::fs::symlink(emulator(), dir.path().join("libcuda.so.1")).unwrap();
+    let settings = [
+        "prompt.style.max_history=2",
+        "prompt.style.max_tokens=512",
+        "collab.mf.dim=8",
+        "collab.mf.max_epochs=20",
+        "stage1.batch_rows=4",
+        "stage1.steps_per_epoch=10",
+        "stage1.max_epochs=1",
+        "stage2.batch_rows=4",
+        "stage2.steps_per_epoch=10",
+        "stage2.max_epochs=1",
+        "eval.valid_rows=4",
+    ];
+    // Ten steps a stage. The checks are off for time's sake: the same kernels run checked in the other tests.
+    let train = |device: &str| {
+        let run = dir.path().join(device.replace(':', "-"));
+        let mut args = vec![
+            "train",
+            "--data",
+            path(&data),
+            "--llm",
+            path(&model),
+            "--run",
+            path(&run),
+            "--device",
+            device,
+            "--no-test",
+        ];
+        settings.iter().for_each(|s| args.extend(["--set", s]));
+        let out = command(&args).env("LD_LIBRARY_PATH", dir.path()).env("CUEMU_CHECK", "off").output().unwrap();
+        assert!(out.status.success(), "{device}: {}", String::from_utf8_lossy(&out.stderr));
+        losses(&run, "train")
+    };
+    let cpu = train("cpu");
+    assert!(cpu.len() >= 20, "{cpu:?}");
+    for (device, limit) in [("cuda:0:f32", 1e-4), ("cuda", 3e-2)] {
+        for (step, (got, want)) in train(device).iter().zip(&cpu).enumerate() {
+            assert!(
+                (got - want).abs() <= limit * want.abs().max(0.1),
+                "{device}, line {step}: {got}, on the CPU {want}"
+            );
+        }
+    }
+}
