@@ -4,10 +4,12 @@
 pub mod bench;
 pub mod convert;
 pub mod demo;
+pub mod devices;
 pub mod eval;
 pub mod prepare;
 pub mod rank;
 pub mod score;
+pub mod selftest;
 pub mod train;
 pub mod verify;
 
@@ -50,6 +52,10 @@ enum Command {
     Rank(rank::Args),
     /// Measure what training and scoring cost.
     Bench(bench::Args),
+    /// List the CPU and the NVIDIA cards, and what each can run.
+    Devices(devices::Args),
+    /// Check every operation on this machine against float64.
+    Selftest(selftest::Args),
 }
 
 /// An error and its causes in one line. A cause that the message already tells is not told again.
@@ -80,6 +86,8 @@ pub fn main() -> ExitCode {
             Command::Score(a) => score::run(a, cli.device),
             Command::Rank(a) => rank::run(a, cli.device),
             Command::Bench(a) => bench::run(a, cli.device),
+            Command::Devices(a) => devices::run(a),
+            Command::Selftest(a) => selftest::run(a, cli.device),
         }
     };
     match run() {
