@@ -14,6 +14,7 @@ use super::training::{Propagation, Recipe, Trained, train};
 use crate::checkpoint::{Tensor, read_tensors, take_tensor, write_tensors};
 use crate::data::Dataset;
 use crate::device::cpu::lightgcn::Adjacency;
+use crate::device::cuda::Cuda;
 
 /// How LightGCN is trained. Defaults are the official choice for ML-1M.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,6 +71,7 @@ pub fn propagation(data: &Dataset, config: &LightGcnConfig) -> Propagation {
 pub fn fit(
     data: &Dataset,
     config: &LightGcnConfig,
+    cuda: Option<&Cuda>,
     checkpoints: Option<&Path>,
     observe: &mut dyn FnMut(usize, f64, f64) -> bool,
 ) -> Result<Trained, Error> {
@@ -84,7 +86,7 @@ pub fn fit(
         model: format!("lightgcn dim {} layers {}", config.dim, config.layers),
     };
     let start = Mf::spread(data.n_users, data.n_items, config.dim, SPREAD, config.seed);
-    train(data, start, &recipe, Some(&propagation(data, config)), checkpoints, observe)
+    train(data, start, &recipe, Some(&propagation(data, config)), cuda, checkpoints, observe)
 }
 
 const TABLES: [&str; 2] = ["embedding_user.weight", "embedding_item.weight"];
@@ -159,7 +161,7 @@ mod tests {
     fn learns_saves_and_loads() {
         let data = dataset();
         let config = LightGcnConfig { dim: 8, batch_size: 64, max_epochs: 60, ..LightGcnConfig::default() };
-        let trained = fit(&data, &config, None, &mut |_, _, _| true).unwrap();
+        let trained = fit(&data, &config, None, None, &mut |_, _, _| true).unwrap();
         assert!(trained.best_auc > 0.9, "{}", trained.best_auc);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lightgcn.safetensors");

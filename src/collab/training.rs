@@ -10,11 +10,13 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::card::Card;
 use super::mf::{Batch, Mf};
 use crate::checkpoint::{Checkpoint, Tensor, take_tensor};
 use crate::data::Dataset;
 use crate::device::cpu::lightgcn::Adjacency;
 use crate::device::cpu::optimizer::{Adam, Decay};
+use crate::device::cuda::Cuda;
 use crate::eval::metrics::evaluate;
 use crate::rng::Rng;
 
@@ -99,12 +101,14 @@ const CHECKPOINT_EPOCHS: usize = 50;
 /// Trains `start` on train, selecting by AUC on valid.
 ///
 /// With `checkpoints`, the state is saved there from time to time and picked up again: the result has the same bits as an
-/// uninterrupted run's. `observe(epoch, loss, auc)` is called after every epoch; `false` saves and stops.
+/// uninterrupted run's. `observe(epoch, loss, auc)` is called after every epoch; `false` saves and stops. With `cuda`, the steps run
+/// on that card.
 pub fn train(
     data: &Dataset,
     start: Mf,
     recipe: &Recipe,
     propagation: Option<&Propagation>,
+    cuda: Option<&Cuda>,
     checkpoints: Option<&Path>,
     observe: &mut dyn FnMut(usize, f64, f64) -> bool,
 ) -> Result<Trained, Error> {
@@ -119,8 +123,10 @@ pub fn train(
         })?;
     }
     let mut gradient = training.model.clone();
+    let card = cuda.map(|cuda| Card::new(cuda, &training.model, &training.adam, recipe, propagation));
+    let mut card = card.transpose()?;
     while !training.finished() {
-        let loss = training.epoch(data, propagation, &mut gradient)?;
+        let loss = training.epoch(data, propagation, card.as_mut(), &mut gradient)?;
         let state = &training.state;
         let go_on = observe(state.epoch, loss.0, loss.1);
         if let Some(dir) = checkpoints
@@ -208,6 +214,7 @@ impl Training {
         &mut self,
         data: &Dataset,
         propagation: Option<&Propagation>,
+        mut card: Option<&mut Card>,
         gradient: &mut Mf,
     ) -> Result<(f64, f64), Error> {
         let recipe = self.state.recipe.clone();
@@ -221,15 +228,22 @@ impl Training {
                 items: batch.iter().map(|&i| train.iid[i]).collect(),
                 labels: batch.iter().map(|&i| train.label[i]).collect(),
             };
+            steps += 1.0;
+            if let Some(card) = &mut card {
+                loss += card.step(&rows, recipe.learning_rate)?;
+                continue;
+            }
             loss += vectors(&self.model, propagation).loss_and_gradient(&rows, gradient);
             if let Some(p) = propagation {
                 *gradient = p.apply(gradient);
             }
-            steps += 1.0;
             let wd = recipe.weight_decay;
             let tensors: Vec<(&mut [f32], &[f32], f64)> =
                 vec![(&mut self.model.users, &gradient.users, wd), (&mut self.model.items, &gradient.items, wd)];
             self.adam.step(tensors, recipe.learning_rate);
+        }
+        if let Some(card) = card {
+            self.adam = card.read(&mut self.model)?;
         }
         let scores = vectors(&self.model, propagation).scores(&data.valid);
         let auc = evaluate(&data.valid.uid, &data.valid.label, &scores)?.auc.unwrap_or(0.5);
@@ -283,7 +297,7 @@ pub(super) mod tests {
         let train =
             |config: &MfConfig, checkpoints: Option<&Path>, observe: &mut dyn FnMut(usize, f64, f64) -> bool| {
                 let start = Mf::init(data.n_users, data.n_items, config.dim, config.seed);
-                train(&data, start, &config.recipe(), None, checkpoints, observe)
+                train(&data, start, &config.recipe(), None, None, checkpoints, observe)
             };
         let whole = train(&config, None, &mut |_, _, _| true).unwrap();
         assert!(whole.best_auc > 0.9, "{}", whole.best_auc);

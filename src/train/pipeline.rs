@@ -14,6 +14,7 @@ use crate::collab::mf::Mf;
 use crate::collab::{lightgcn, training};
 use crate::data::{Dataset, Samples, Split};
 use crate::device::Device;
+use crate::device::cuda::Cuda;
 use crate::eval::report::MethodResult;
 use crate::files::sha256;
 use crate::llm::model::{Model, Workspace};
@@ -37,6 +38,7 @@ pub enum Part {
 pub struct Pipeline {
     config: Config,
     data: Dataset,
+    device: Device,
     model: Model,
     tokenizer: LlmTokenizer,
     templates: [Template; 2],
@@ -90,7 +92,7 @@ impl Pipeline {
         }
         let templates = [Template::find(&config.prompt.stage1)?, Template::find(&config.prompt.stage2)?];
         let model = Model::on(device, weights, yes, no, longest)?;
-        Ok(Pipeline { config, data, model, tokenizer, templates, cache: cache.to_path_buf(), progress })
+        Ok(Pipeline { config, data, device, model, tokenizer, templates, cache: cache.to_path_buf(), progress })
     }
 
     /// The configuration.
@@ -153,12 +155,19 @@ impl Pipeline {
             task.report(epoch as u64, &format!("loss {loss:.4} valid AUC {auc:.4}"));
             logged.is_ok() && !INTERRUPTED.load(Ordering::Relaxed)
         };
+        let cuda = match self.device {
+            Device::Cpu => None,
+            Device::Cuda { ordinal, precision } => {
+                Some(Cuda::open(ordinal, precision).map_err(crate::collab::Error::from)?)
+            }
+        };
+        let (cuda, saved) = (cuda.as_ref(), Some(&*checkpoints));
         let trained = match config.model.as_str() {
-            "lightgcn" => lightgcn::fit(&self.data, &config.lightgcn, Some(&checkpoints), &mut observe),
+            "lightgcn" => lightgcn::fit(&self.data, &config.lightgcn, cuda, saved, &mut observe),
             _ => {
                 let mf = &config.mf;
                 let start = Mf::init(self.data.n_users, self.data.n_items, mf.dim, mf.seed);
-                training::train(&self.data, start, &mf.recipe(), None, Some(&checkpoints), &mut observe)
+                training::train(&self.data, start, &mf.recipe(), None, cuda, saved, &mut observe)
             }
         };
         logged?;

@@ -1,13 +1,18 @@
 //! The CUDA operations beside the LLM, on the emulator: PyTorch's results.
 
+use collm_engine::collab::lightgcn::{self, LightGcnConfig};
+use collm_engine::collab::mf::MfConfig;
+use collm_engine::collab::{self, training};
+use collm_engine::data::Dataset;
 use collm_engine::device::cpu::lightgcn::Adjacency;
 use collm_engine::device::cpu::optimizer::Decay;
 use collm_engine::device::cuda::lightgcn::LightGcn;
 use collm_engine::device::cuda::mf::{BatchLists, Mf, Tables};
 use collm_engine::device::cuda::optimizer::{Optimizer, Step, Trained};
-use collm_engine::device::cuda::{Buffer, Precision};
+use collm_engine::device::cuda::{Buffer, Cuda, Precision};
 use safetensors::{Dtype, SafeTensors};
 
+use crate::common::tiny_data;
 use crate::cuda::cuda;
 
 fn floats(file: &SafeTensors, name: &str) -> Vec<f32> {
@@ -121,4 +126,34 @@ fn lightgcn_agrees_with_pytorch() {
     gcn.propagate(&cuda, layers, &d_mean, &d_nodes).unwrap();
     let want = all("grad.embedding_user.weight", "grad.embedding_item.weight");
     close(&d_nodes.download(&cuda, nodes.len()).unwrap(), &want, 1e-6, "gradient of the tables");
+}
+
+/// MF and LightGCN trained on the card follow the CPU, epoch by epoch.
+#[test]
+fn training_follows_the_cpu() {
+    let cuda = cuda(Precision::Bf16);
+    let dir = tempfile::tempdir().unwrap();
+    let data = Dataset::load(&tiny_data(dir.path())).unwrap();
+    let curves = |cuda: Option<&Cuda>| {
+        let mut curve = Vec::new();
+        let mut observe = |_: usize, loss: f64, auc: f64| {
+            curve.push((loss, auc));
+            true
+        };
+        let mf = MfConfig { dim: 8, learning_rate: 0.05, batch_size: 64, max_epochs: 5, ..MfConfig::default() };
+        let start = collab::mf::Mf::init(data.n_users, data.n_items, mf.dim, mf.seed);
+        let a = training::train(&data, start, &mf.recipe(), None, cuda, None, &mut observe).unwrap();
+        let gcn = LightGcnConfig { dim: 8, batch_size: 64, max_epochs: 5, ..LightGcnConfig::default() };
+        let b = lightgcn::fit(&data, &gcn, cuda, None, &mut observe).unwrap();
+        (curve, [a.tables.users, a.tables.items, b.tables.users, b.tables.items])
+    };
+    let (want, got) = (curves(None), curves(Some(&cuda)));
+    assert_eq!(want.0.len(), 10);
+    for ((loss, auc), (loss_cpu, auc_cpu)) in got.0.iter().zip(&want.0) {
+        assert!((loss - loss_cpu).abs() < 1e-5 * loss_cpu, "loss {loss}, on the CPU {loss_cpu}");
+        assert!((auc - auc_cpu).abs() < 2e-3, "AUC {auc}, on the CPU {auc_cpu}");
+    }
+    for (got, want) in got.1.iter().zip(&want.1) {
+        close(got, want, 1e-4, "tables");
+    }
 }
