@@ -8,6 +8,7 @@ pub mod attention;
 pub mod context;
 pub mod error;
 pub mod gemm;
+mod gemm_sm90;
 pub mod head;
 pub mod launch;
 pub mod lightgcn;
@@ -20,6 +21,7 @@ pub mod norm;
 pub mod optimizer;
 pub mod rope;
 pub mod rows;
+mod tensor_map;
 
 pub use context::{Cuda, Precision};
 pub use error::{Error, Result};
