@@ -2,7 +2,7 @@
 //!
 //! Tile shapes are chosen by [`Gemm::tile`]: the largest that still gives every multiprocessor a block. On compute capability
 //! 9.0 the largest are those of `kernels/gemm_sm90.cu` (wgmma, tensor maps), which `gemm_sm90.rs` starts; dropout masks are
-//! left to the portable kernels.
+//! left to the portable kernels: in the forward for the adapters' columns, in the backward for the whole product.
 
 use super::context::{Cuda, Precision};
 use super::error::{Result, require};
@@ -293,9 +293,25 @@ impl Gemm {
         };
         refuse(c.rows >= m && c.columns >= c_columns, "C is too small")?;
         // The kernels of sm_90a know no masks, and W and the adapters must part at a boundary of 8.
-        let sm90 = masks.is_none_or(|masks| masks.adapters.is_empty())
-            && [m, n, k, b.rows].iter().all(|&size| size > 0)
-            && (stack.adapters.is_none() || b.rows % 8 == 0);
+        let masked = masks.is_some_and(|masks| !masks.adapters.is_empty());
+        let parts =
+            [m, n, k, b.rows].iter().all(|&size| size > 0) && (stack.adapters.is_none() || b.rows.is_multiple_of(8));
+        let sm90 = parts && !masked;
+        if let Epilogue::Plain { bias, addend, masks: Some(masks) } = epilogue
+            && parts
+            && masked
+            && way == Weight::Transposed
+            && masks.adapters[0].first >= b.rows
+            && self.tile(cuda, tiles, true, m, b.rows).sm90
+        {
+            // W's columns and the adapters' apart: only these, few, are left to the portable kernels.
+            let unmasked = Epilogue::Plain { bias, addend, masks: None };
+            self.run(cuda, a, b, way, c.columns(0, b.rows), unmasked)?;
+            let adapters: Vec<_> = masks.adapters.iter().map(|m| Masked { first: m.first - b.rows, ..*m }).collect();
+            let masks = Some(Masks { adapters: &adapters, ..masks });
+            let epilogue = Epilogue::Plain { bias: 0, addend: None, masks };
+            return self.run(cuda, a, tail, way, c.columns(b.rows, tail.rows), epilogue);
+        }
         let tile = self.tile(cuda, tiles, sm90, m, n);
         if tile.sm90 {
             return gemm_sm90::run(cuda, tile, self.resident, a, stack, way, g);
