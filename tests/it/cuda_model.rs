@@ -112,18 +112,8 @@ fn training_follows_the_cpu() {
     // Ten steps a stage. The checks are off for time's sake: the same kernels run checked in the other tests.
     let train = |device: &str| {
         let run = dir.path().join(device.replace(':', "-"));
-        let mut args = vec![
-            "train",
-            "--data",
-            path(&data),
-            "--llm",
-            path(&model),
-            "--run",
-            path(&run),
-            "--device",
-            device,
-            "--no-test",
-        ];
+        let mut args =
+            vec!["train", "--data", path(&data), "--llm", path(&model), "--run", path(&run), "--device", device, "--no-test"];
         settings.iter().for_each(|s| args.extend(["--set", s]));
         let out = command(&args).env("LD_LIBRARY_PATH", dir.path()).env("CUEMU_CHECK", "off").output().unwrap();
         assert!(out.status.success(), "{device}: {}", String::from_utf8_lossy(&out.stderr));

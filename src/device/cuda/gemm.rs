@@ -1,6 +1,6 @@
 //! Matrix products with frozen weights (`kernels/gemm.cu`): `C = A Bᵀ` for the forward, `C = A B` for the backward.
 //!
-//! Tile shapes are chosen by [`Gemm::tile`]: the largest that still gives every multiprocessor a block. On compute capability
+//! Tile shapes are chosen by `Gemm::tile`: the largest that still gives every multiprocessor a block. On compute capability
 //! 9.0 the largest are those of `kernels/gemm_sm90.cu` (wgmma, tensor maps), which `gemm_sm90.rs` starts; dropout masks are
 //! left to the portable kernels: in the forward for the adapters' columns, in the backward for the whole product.
 
