@@ -1,4 +1,5 @@
-//! Compiles `kernels/*.cu`: one fatbin a file, PTX for every card from sm_80 on and machine code for the common ones.
+//! Compiles `kernels/*.cu`: one fatbin a file, PTX for every card from sm_80 on and machine code for the common ones. A file
+//! that begins with `// target: sm_90a` is for that card alone, in bf16.
 //!
 //! Without nvcc the PTX kept in `kernels/ptx` is embedded instead, which a driver compiles when it loads it; the build never
 //! fails for want of a toolkit. `COLLM_KERNELS=ptx` does that on purpose; `COLLM_KERNELS=update` (with nvcc) also writes
@@ -13,6 +14,8 @@ use std::process::Command;
 const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90", "100", "120"];
 /// The PTX version that the kernels need; nvcc writes its own newest, which older drivers would refuse.
 const PTX_VERSION: &str = "7.0";
+/// The same for a target of one card: what wgmma and tensor maps came with.
+const PTX_VERSION_OF_TARGET: &str = "8.0";
 /// Each kernel is built for bf16 elements, and for float32 ones to tell rounding from mistakes.
 const PRECISIONS: [(&str, &str); 2] = [("bf16", ""), ("f32", "-DCOLLM_F32")];
 
@@ -30,17 +33,26 @@ fn main() {
     for source in &sources {
         let name = source.file_stem().expect("a .cu file").to_str().expect("an ASCII name").to_owned();
         let digest = digest(source);
+        let target = target(source);
         for (precision, define) in PRECISIONS {
+            if target.is_some() && precision != "bf16" {
+                continue;
+            }
             let image = format!("{name}_{precision}");
             let kept = PathBuf::from(format!("kernels/ptx/{image}.ptx"));
             let made = match &nvcc {
                 Some(nvcc) => {
-                    let ptx = compile(nvcc, source, define, &out.join(format!("{image}.ptx")), &digest);
+                    let ptx = out.join(format!("{image}.ptx"));
+                    compile(nvcc, source, define, target.as_deref(), &ptx, &digest);
                     if mode == "update" {
                         fs::copy(&ptx, &kept).expect("kernels/ptx is writable");
                     }
                     // The float32 kernels are for checking: no machine code.
-                    let architectures = if precision == "bf16" { &ARCHITECTURES[..] } else { &ARCHITECTURES[..1] };
+                    let architectures = match &target {
+                        Some(target) => &[target.as_str()][..],
+                        None if precision == "bf16" => &ARCHITECTURES,
+                        None => &ARCHITECTURES[..1],
+                    };
                     fatbin(nvcc, &ptx, architectures, precision == "bf16", &mut table)
                 }
                 None => {
@@ -84,6 +96,12 @@ fn sources() -> Vec<PathBuf> {
     found
 }
 
+/// The architecture of a source for one card, `90a`, from its first line.
+fn target(source: &Path) -> Option<String> {
+    let text = fs::read_to_string(source).expect("a readable source");
+    Some(text.lines().next()?.strip_prefix("// target: sm_")?.trim().to_owned())
+}
+
 /// FNV-1a over a source and all includes: what the kept PTX was made from.
 fn digest(source: &Path) -> String {
     let includes = fs::read_dir("kernels/include").expect("kernels/include is part of the source");
@@ -120,9 +138,10 @@ fn run(command: &mut Command) -> String {
 }
 
 /// Source to PTX: no debug sections and no absolute paths, but the source lines stay.
-fn compile(nvcc: &Path, source: &Path, define: &str, ptx: &Path, digest: &str) -> PathBuf {
+fn compile(nvcc: &Path, source: &Path, define: &str, target: Option<&str>, ptx: &Path, digest: &str) {
+    let (arch, version) = target.map_or((ARCHITECTURES[0], PTX_VERSION), |t| (t, PTX_VERSION_OF_TARGET));
     let mut command = Command::new(nvcc);
-    command.args(["-ptx", "-O3", "-std=c++17", "-lineinfo", "-arch=compute_80", "-Ikernels/include"]);
+    command.args(["-ptx", "-O3", "-std=c++17", "-lineinfo", "-Ikernels/include"]).arg(format!("-arch=compute_{arch}"));
     command.args(Some(define).filter(|d| !d.is_empty())).arg(source).arg("-o").arg(ptx);
     let warnings = run(&mut command);
     for line in warnings.lines() {
@@ -142,7 +161,7 @@ fn compile(nvcc: &Path, source: &Path, define: &str, ptx: &Path, digest: &str) -
             lines.pop();
         }
         if line.starts_with(".version") {
-            lines.push(format!(".version {PTX_VERSION}"));
+            lines.push(format!(".version {version}"));
         } else if line.trim_start().starts_with(".file") {
             let (before, path) = line.split_once('"').expect(".file N \"path\"");
             let path = path.trim_end_matches('"');
@@ -152,10 +171,9 @@ fn compile(nvcc: &Path, source: &Path, define: &str, ptx: &Path, digest: &str) -
         }
     }
     fs::write(ptx, lines.join("\n") + "\n").expect("OUT_DIR is writable");
-    ptx.to_owned()
 }
 
-/// PTX and its machine code in one file. ptxas is also the check that the PTX is good.
+/// PTX (for the first of the architectures and later ones) and its machine code in one file. ptxas is also the check that the PTX is good.
 fn fatbin(
     nvcc: &Path,
     ptx: &Path,
@@ -167,7 +185,7 @@ fn fatbin(
     let fatbin = ptx.with_extension("image");
     let mut bind = Command::new(bin.join("fatbinary"));
     bind.arg(format!("--create={}", fatbin.display())).args(["-64", "--compress=false"]);
-    bind.arg(format!("--image3=kind=ptx,sm=80,file={}", ptx.display()));
+    bind.arg(format!("--image3=kind=ptx,sm={},file={}", architectures[0], ptx.display()));
     for arch in architectures {
         let cubin = ptx.with_extension(format!("{arch}.cubin"));
         let mut assemble = Command::new(bin.join("ptxas"));

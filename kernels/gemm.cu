@@ -14,51 +14,12 @@
 // A, B, C, addend: rows of elements at 16-byte boundaries; m any, n and k multiples of 8. Read: a, b, bias, addend, gate_up,
 // masks. Written: c, act. Grid: tiles of C, grouped so that neighbours share rows of A and B in L2. 128 threads, STAGES stages
 // of asynchronous copies in dynamic shared memory, swizzled (mma.cuh).
+#include "gemm.cuh"
 #include "mma.cuh"
 
 constexpr int BK = 32;
 constexpr int STAGES = 3;
 constexpr int THREADS = 128;
-// M tiles that are walked before the next N tile.
-constexpr int GROUP = 8;
-
-// Columns of C (nt) or steps of K (nn) that need treatment of their own.
-struct Region {
-  int first, last;       // [first, last)
-  int tile;              // nt: number of the first tile
-  const uint32_t* mask;  // dropout of this adapter's input, null for none
-};
-
-struct Gemm {
-  const elem* a;
-  const elem* b;
-  const elem* b_tail;   // rows b_rows.. of B
-  elem* c;
-  const elem* bias;     // [b_rows] (nt); null for none; the adapters' columns get neither
-  const elem* addend;   // [m, ld_addend]; null for none; may be c
-  const elem* gate_up;  // swiglu_bwd: saved gate and up, [m, ld_gate_up]
-  elem* act;            // swiglu: [m, ld_act]; c may then be null
-  int m, n, k;
-  int b_rows;
-  int lda, ldb, ldb_tail, ldc, ld_addend, ld_gate_up, ld_act;
-  int mask_words;       // words of a quarter of a mask row
-  int mask_quarter;     // features of a quarter
-  float mask_scale;     // 1 / (1 − p)
-  int n_regions;
-  int n_tiles;          // nt: tiles of all regions
-  int k_last;           // nn: the unmasked steps of K come before
-  Region regions[4];
-};
-
-// True if the adapter's input element (row, feature) is kept. Layout: mask.cu.
-__device__ __forceinline__ bool kept(const Gemm& g, const uint32_t* mask, int row, int feature) {
-  const int q = g.mask_quarter;
-  const int section = (feature >= q) + (feature >= 2 * q) + (feature >= 3 * q);
-  const int i = feature - section * q;
-  return mask[((size_t)row * 4 + section) * g.mask_words + i / 32] >> (i & 31) & 1;
-}
-
-enum class Epilogue { Plain, Swiglu, SwigluBackward };
 
 // The tile of rows row0.. and columns col0.. of a row-major matrix, ROWS × COLUMNS elements; outside it, zeros. `at(row)` is
 // where a row begins.
@@ -87,12 +48,8 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
   auto a_tile = [&](int s) { return stages + s * (A_TILE + B_TILE); };
   auto b_tile = [&](int s) { return stages + s * (A_TILE + B_TILE) + A_TILE; };
 
-  // Which tile: groups of GROUP row tiles, column tiles within them.
-  const int m_tiles = (g.m + BM - 1) / BM;
-  const int group = blockIdx.x / (GROUP * g.n_tiles), in_group = blockIdx.x % (GROUP * g.n_tiles);
-  const int group_rows = min(GROUP, m_tiles - group * GROUP);
-  const int m0 = (group * GROUP + in_group % group_rows) * BM;
-  const int n_tile = in_group / group_rows;
+  const Place tile = place(blockIdx.x, (g.m + BM - 1) / BM, g.n_tiles);
+  const int m0 = tile.m * BM, n_tile = tile.n;
   int n0 = n_tile * BN, n_last = g.n;
   const uint32_t* mask = nullptr;
   if constexpr (!B_IS_KN) {
@@ -216,52 +173,9 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
       const float4 lo = turn ? y : x, hi = turn ? x : y;
       float v[8] = {lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w};
       if (row >= g.m || column >= n_last) continue;
-      elem* const c = g.c + (size_t)row * g.ldc + column;
-      if constexpr (EPILOGUE != Epilogue::SwigluBackward) {
-        if (g.bias && (B_IS_KN || column < g.b_rows)) {
-          float bias[8];
-          load8(g.bias + column, bias);
-#pragma unroll
-          for (int e = 0; e < 8; e++) v[e] += bias[e];
-        }
-      }
-      if constexpr (EPILOGUE == Epilogue::Plain) {
-        if (g.addend && (B_IS_KN || column < g.b_rows)) {
-          float addend[8];
-          load8(g.addend + (size_t)row * g.ld_addend + column, addend);
-#pragma unroll
-          for (int e = 0; e < 8; e++) v[e] += addend[e];
-        }
-        store8(c, v);
-      } else if constexpr (EPILOGUE == Epilogue::Swiglu) {
-        if (g.c) store8(c, v);  // kept for backward
-        elem* const act = g.act + (size_t)row * g.ld_act + column / 2;
-#pragma unroll
-        for (int e = 0; e < 4; e += 2) {
-          float out[2];
-#pragma unroll
-          for (int o = 0; o < 2; o++) {
-            const float gate = rounded(v[2 * (e + o)]), up = rounded(v[2 * (e + o) + 1]);
-            out[o] = gate / (1.f + __expf(-gate)) * up;
-          }
-          store_pair(act + e, out[0], out[1]);
-        }
-      } else {
-        const elem* saved = g.gate_up + (size_t)row * g.ld_gate_up + 2 * column;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          float gu[8], d[8];
-          load8(saved + half * 8, gu);
-#pragma unroll
-          for (int e = 0; e < 4; e++) {
-            const float gate = gu[2 * e], up = gu[2 * e + 1], d_act = v[half * 4 + e];
-            const float sigmoid = 1.f / (1.f + __expf(-gate));
-            d[2 * e] = d_act * up * sigmoid * (1.f + gate * (1.f - sigmoid));
-            d[2 * e + 1] = d_act * gate * sigmoid;
-          }
-          store8(g.c + (size_t)row * g.ldc + 2 * column + half * 8, d);
-        }
-      }
+      Fetched<EPILOGUE> fetched;
+      fetch<EPILOGUE, B_IS_KN>(g, row, column, fetched);
+      finish<EPILOGUE, B_IS_KN>(g, row, column, v, fetched);
     }
   }
 }

@@ -44,6 +44,8 @@ fn silu_product_backward(gate: f64, up: f64) -> [f64; 2] {
 pub fn cases(cuda: &Cuda) -> Result<Vec<Outcome>> {
     let mut gemm = Gemm::new(cuda)?;
     let mut outcomes = Vec::new();
+    // Blocks that stay walk several tiles each.
+    gemm.resident = 2;
     for shape in 0..gemm.shapes() {
         gemm.force = Some(shape);
         for way in [Weight::Transposed, Weight::Plain] {
@@ -52,6 +54,9 @@ pub fn cases(cuda: &Cuda) -> Result<Vec<Outcome>> {
                     outcomes.push(plain(cuda, &gemm, way, m, n, k, full)?);
                 }
                 outcomes.push(swiglu(cuda, &gemm, way, m, n, k)?);
+            }
+            for (m, n, tail, k) in [(70, 72, 16, 40), (150, 264, 136, 200)] {
+                outcomes.push(stacked(cuda, &gemm, way, m, n, tail, k)?);
             }
             for (m, width, rank) in [(33, 72, 8), (70, 200, 16), (5, 64, 40)] {
                 outcomes.push(masked(cuda, &gemm, way, m, width, rank)?);
@@ -81,6 +86,36 @@ fn plain(cuda: &Cuda, gemm: &Gemm, way: Weight, m: usize, n: usize, k: usize, fu
     let (got, contained) = dc.read(cuda)?;
     let case = format!("{way:?} m {m} n {n} k {k}{}", if full { " + bias + residual" } else { "" });
     Ok(Outcome { operation: "gemm", case, error: relative_error(&got, &want), limit: limit(p, k), contained })
+}
+
+/// W and the adapters' A apart, no dropout: `n` and `tail` are their rows, `k` their width. Bias and residual in the forward go
+/// to W's columns alone.
+fn stacked(cuda: &Cuda, gemm: &Gemm, way: Weight, m: usize, n: usize, tail: usize, k: usize) -> Result<Outcome> {
+    let p = cuda.precision();
+    let b = random(p, (n + tail) * k, 10);
+    let dw = Guarded::filled(cuda, n, k, k + 8, &b[..n * k])?;
+    let da = Guarded::filled(cuda, tail, k, k, &b[n * k..])?;
+    let stack = Stack { weight: dw.rows(), adapters: Some(da.rows()) };
+    let (inner, outer) = if way == Weight::Transposed { (k, n + tail) } else { (n + tail, k) };
+    let added = if way == Weight::Transposed { n } else { k };
+    let x = random(p, m * inner, 11);
+    let (bias, addend) = (random(p, added, 12), random(p, m * added, 13));
+    let dx = Guarded::filled(cuda, m, inner, inner, &x)?;
+    let d_addend = Guarded::filled(cuda, m, added, added, &addend)?;
+    let d_bias = Buffer::from_host(cuda, &to_elements(p, &bias), "bias")?;
+    let dc = Guarded::new(cuda, m, outer, outer)?;
+    let epilogue = Epilogue::Plain { bias: d_bias.address(), addend: Some(d_addend.rows()), masks: None };
+    gemm.run(cuda, dx.rows(), stack, way, dc.rows(), epilogue)?;
+    let mut want = product(&x, &b, m, outer, inner, way);
+    for (want, addend) in want.chunks_exact_mut(outer).zip(addend.chunks_exact(added)) {
+        for ((want, addend), bias) in want.iter_mut().zip(addend).zip(&bias) {
+            *want += f64::from(*addend) + f64::from(*bias);
+        }
+    }
+    let (got, contained) = dc.read(cuda)?;
+    let case = format!("{way:?} m {m} rows {n} + {tail} width {k}");
+    let error = relative_error(&got, &want);
+    Ok(Outcome { operation: "gemm stack", case, error, limit: limit(p, inner), contained })
 }
 
 /// Forward: gate and up in turn from x [m, k]. Backward: d_act = d_y W, then through SwiGLU.

@@ -2,10 +2,12 @@
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Once;
 
 use crate::common::fixture;
 use collm_engine::device::Device;
+use collm_engine::device::cuda::gemm::Gemm;
 use collm_engine::device::cuda::{Cuda, Precision};
 use collm_engine::llm::verify::verify;
 use collm_engine::selftest::{self, Outcome};
@@ -67,6 +69,39 @@ macro_rules! operations {
     };
 }
 operations!(gemm, attention, norm, rope, lora, rows, head, mask, mapping, optimizer, mf, lightgcn);
+
+/// The products alone in bf16, on the card that `CUEMU_CARD` names; without it, only that the portable tiles are there.
+#[test]
+fn products_agree_with_float64() {
+    let cuda = cuda(Precision::Bf16);
+    let hopper = cuda.description().capability == (9, 0);
+    assert_eq!(Gemm::new(&cuda).unwrap().shapes(), if hopper { 5 } else { 3 });
+    if !hopper {
+        // `gemm` runs the cases.
+        return;
+    }
+    let outcomes = selftest::gemm::cases(&cuda).unwrap();
+    let failed: Vec<_> = outcomes.iter().filter(|o| !o.passed()).collect();
+    assert!(failed.is_empty(), "{} of {}: {failed:#?}", failed.len(), outcomes.len());
+}
+
+/// An emulated card is chosen once a process: this program again, on an H100, whose products are wgmma's. Copies land late and
+/// early, blocks and warps run in order and permuted.
+#[test]
+fn products_agree_with_float64_on_hopper() {
+    for (copies, seed) in [("late", None), ("eager", None), ("late", Some("1")), ("eager", Some("2"))] {
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", "cuda::products_agree_with_float64"]);
+        again.env("CUEMU_CARD", "H100").env("CUEMU_COPIES", copies).envs(seed.map(|s| ("CUEMU_SEED", s)));
+        let out = again.output().unwrap();
+        let said = String::from_utf8_lossy(&out.stdout);
+        assert!(
+            out.status.success() && said.contains("1 passed"),
+            "copies {copies}, seed {seed:?}: {said}{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+    }
+}
 
 /// Every golden model through the kernels: float32 at the CPU's limits, bf16 at twice the error of a naive bf16 version, tensor by
 /// tensor (`golden/bf16.json`, made by `bf16.py` beside it).

@@ -1,9 +1,12 @@
 //! Matrix products with frozen weights (`kernels/gemm.cu`): `C = A Bᵀ` for the forward, `C = A B` for the backward.
 //!
-//! The tile shape taken is the largest that still gives every multiprocessor a block.
+//! Tile shapes are chosen by `Gemm::tile`: the largest that still gives every multiprocessor a block. On compute capability
+//! 9.0 the largest are those of `kernels/gemm_sm90.cu` (wgmma, tensor maps), which `gemm_sm90.rs` starts; dropout masks are
+//! left to the portable kernels: in the forward for the adapters' columns, in the backward for the whole product.
 
 use super::context::{Cuda, Precision};
 use super::error::{Result, require};
+use super::gemm_sm90;
 use super::launch::{Kernel, arguments};
 use super::memory::Rows;
 
@@ -100,18 +103,20 @@ pub enum Weight {
     Plain,
 }
 
+/// `Region` of `kernels/include/gemm.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Region {
+pub(super) struct Region {
     first: i32,
     last: i32,
     tile: i32,
     mask: u64,
 }
 
+/// `Gemm` of `kernels/include/gemm.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Arguments {
+pub(super) struct Arguments {
     a: u64,
     b: u64,
     b_tail: u64,
@@ -135,16 +140,18 @@ struct Arguments {
     mask_quarter: i32,
     mask_scale: f32,
     n_regions: i32,
-    n_tiles: i32,
+    pub(super) n_tiles: i32,
     k_last: i32,
     regions: [Region; MAX_REGIONS],
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Tile {
-    m: usize,
-    n: usize,
-    kernel: Kernel,
+pub(super) struct Tile {
+    pub m: usize,
+    pub n: usize,
+    pub kernel: Kernel,
+    /// One of `gemm_sm90.cu`.
+    pub sm90: bool,
 }
 
 /// Handles of the kernels, largest tiles first.
@@ -156,26 +163,45 @@ pub struct Gemm {
     nn_swiglu_bwd: Vec<Tile>,
     /// Takes this tile shape of each list (its last, if there are fewer) instead of choosing.
     pub force: Option<usize>,
+    /// Blocks of the kernels whose blocks stay and walk the tiles (`gemm_sm90.cu`): one a multiprocessor. With fewer, each block
+    /// walks several tiles even of a small product.
+    pub resident: usize,
 }
 
 impl Gemm {
     /// Resolves the kernels.
     pub fn new(cuda: &Cuda) -> Result<Self> {
-        let tiles = |list: &[(usize, usize, &'static str)]| -> Result<Vec<Tile>> {
-            let whole = list.iter().filter(|(m, ..)| cuda.precision() == Precision::Bf16 || *m == 32);
-            whole
-                .map(|&(m, n, name)| {
-                    let shared = STAGES * (m + n) * BK * cuda.precision().bytes();
-                    Ok(Tile { m, n, kernel: cuda.kernel("gemm", name, 128, shared)? })
-                })
-                .collect()
+        let sm90 = gemm_sm90::is_available(cuda)?;
+        let tiles = |list: &[(usize, usize, &'static str)], sm90_list: [&'static str; 2]| -> Result<Vec<Tile>> {
+            let mut all = Vec::new();
+            if sm90 {
+                all.extend(gemm_sm90::tiles(cuda, sm90_list)?);
+            }
+            for &(m, n, name) in list.iter().filter(|(m, ..)| cuda.precision() == Precision::Bf16 || *m == 32) {
+                let shared = STAGES * (m + n) * BK * cuda.precision().bytes();
+                all.push(Tile { m, n, kernel: cuda.kernel("gemm", name, 128, shared)?, sm90: false });
+            }
+            Ok(all)
         };
         Ok(Gemm {
-            nt: tiles(&[(128, 128, "gemm_nt_128x128"), (128, 64, "gemm_nt_128x64"), (32, 64, "gemm_nt_32x64")])?,
-            nn: tiles(&[(128, 128, "gemm_nn_128x128"), (128, 64, "gemm_nn_128x64"), (32, 64, "gemm_nn_32x64")])?,
-            nt_swiglu: tiles(&[(128, 128, "gemm_nt_swiglu_128x128"), (32, 64, "gemm_nt_swiglu_32x64")])?,
-            nn_swiglu_bwd: tiles(&[(128, 128, "gemm_nn_swiglu_bwd_128x128"), (32, 64, "gemm_nn_swiglu_bwd_32x64")])?,
+            nt: tiles(
+                &[(128, 128, "gemm_nt_128x128"), (128, 64, "gemm_nt_128x64"), (32, 64, "gemm_nt_32x64")],
+                ["gemm_sm90_nt_128x256", "gemm_sm90_nt_128x128"],
+            )?,
+            nn: tiles(
+                &[(128, 128, "gemm_nn_128x128"), (128, 64, "gemm_nn_128x64"), (32, 64, "gemm_nn_32x64")],
+                ["gemm_sm90_nn_128x256", "gemm_sm90_nn_128x128"],
+            )?,
+            nt_swiglu: tiles(
+                &[(128, 128, "gemm_nt_swiglu_128x128"), (32, 64, "gemm_nt_swiglu_32x64")],
+                ["gemm_sm90_nt_swiglu_128x256", "gemm_sm90_nt_swiglu_128x128"],
+            )?,
+            nn_swiglu_bwd: tiles(
+                &[(128, 128, "gemm_nn_swiglu_bwd_128x128"), (32, 64, "gemm_nn_swiglu_bwd_32x64")],
+                ["gemm_sm90_nn_swiglu_bwd_128x256", "gemm_sm90_nn_swiglu_bwd_128x128"],
+            )?,
             force: None,
+            resident: cuda.description().sm_count,
         })
     }
 
@@ -266,7 +292,30 @@ impl Gemm {
             }
         };
         refuse(c.rows >= m && c.columns >= c_columns, "C is too small")?;
-        let tile = self.tile(cuda, tiles, m, n);
+        // The kernels of sm_90a know no masks, and W and the adapters must part at a boundary of 8.
+        let masked = masks.is_some_and(|masks| !masks.adapters.is_empty());
+        let parts =
+            [m, n, k, b.rows].iter().all(|&size| size > 0) && (stack.adapters.is_none() || b.rows.is_multiple_of(8));
+        let sm90 = parts && !masked;
+        if let Epilogue::Plain { bias, addend, masks: Some(masks) } = epilogue
+            && parts
+            && masked
+            && way == Weight::Transposed
+            && masks.adapters[0].first >= b.rows
+            && self.tile(cuda, tiles, true, m, b.rows).sm90
+        {
+            // W's columns and the adapters' apart: only these, few, are left to the portable kernels.
+            let unmasked = Epilogue::Plain { bias, addend, masks: None };
+            self.run(cuda, a, b, way, c.columns(0, b.rows), unmasked)?;
+            let adapters: Vec<_> = masks.adapters.iter().map(|m| Masked { first: m.first - b.rows, ..*m }).collect();
+            let masks = Some(Masks { adapters: &adapters, ..masks });
+            let epilogue = Epilogue::Plain { bias: 0, addend: None, masks };
+            return self.run(cuda, a, tail, way, c.columns(b.rows, tail.rows), epilogue);
+        }
+        let tile = self.tile(cuda, tiles, sm90, m, n);
+        if tile.sm90 {
+            return gemm_sm90::run(cuda, tile, self.resident, a, stack, way, g);
+        }
         g.n_regions = 1;
         g.n_tiles = n.div_ceil(tile.n) as i32;
         if let Some(masks) = masks {
@@ -307,12 +356,13 @@ impl Gemm {
         Ok(())
     }
 
-    /// The largest tile that gives each multiprocessor a block; the smallest if none does.
-    fn tile(&self, cuda: &Cuda, tiles: &[Tile], m: usize, n: usize) -> Tile {
+    /// The largest tile that gives each multiprocessor a block; the smallest if none does. `sm90`: the kernels of sm_90a may take it.
+    fn tile(&self, cuda: &Cuda, tiles: &[Tile], sm90: bool, m: usize, n: usize) -> Tile {
+        let first = tiles.iter().position(|t| sm90 || !t.sm90).unwrap_or(0);
         if let Some(i) = self.force {
-            return tiles[i.min(tiles.len() - 1)];
+            return tiles[i.max(first).min(tiles.len() - 1)];
         }
         let enough = |t: &&Tile| m.div_ceil(t.m) * n.div_ceil(t.n) >= cuda.description().sm_count;
-        *tiles.iter().find(enough).unwrap_or(&tiles[tiles.len() - 1])
+        *tiles[first..].iter().find(enough).unwrap_or(&tiles[tiles.len() - 1])
     }
 }

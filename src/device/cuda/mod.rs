@@ -9,6 +9,7 @@ pub mod context;
 pub mod error;
 mod events;
 pub mod gemm;
+mod gemm_sm90;
 pub mod head;
 pub mod launch;
 pub mod lightgcn;
@@ -21,6 +22,7 @@ pub mod norm;
 pub mod optimizer;
 pub mod rope;
 pub mod rows;
+mod tensor_map;
 
 pub use context::{Cuda, Precision};
 pub use error::{Error, Result};
