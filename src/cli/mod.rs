@@ -7,6 +7,7 @@ pub mod demo;
 pub mod devices;
 pub mod eval;
 pub mod prepare;
+pub mod rank;
 pub mod score;
 pub mod selftest;
 pub mod train;
@@ -47,6 +48,8 @@ enum Command {
     Eval(eval::Args),
     /// Score user–item rows or a candidates file with a trained run.
     Score(score::Args),
+    /// Rank candidates for users with a trained run: the best items first.
+    Rank(rank::Args),
     /// Measure what training and scoring cost.
     Bench(bench::Args),
     /// List the CPU and the NVIDIA cards, and what each can run.
@@ -81,6 +84,7 @@ pub fn main() -> ExitCode {
             Command::Train(a) => train::run(a, cli.device),
             Command::Eval(a) => eval::run(a, cli.device),
             Command::Score(a) => score::run(a, cli.device),
+            Command::Rank(a) => rank::run(a, cli.device),
             Command::Bench(a) => bench::run(a, cli.device),
             Command::Devices(a) => devices::run(a),
             Command::Selftest(a) => selftest::run(a, cli.device),

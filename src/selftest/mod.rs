@@ -48,6 +48,25 @@ impl Outcome {
 }
 
 /// The cases of one operation.
+pub type Cases = fn(&Cuda) -> Result<Vec<Outcome>>;
+
+/// Every operation.
+pub const OPERATIONS: [(&str, Cases); 12] = [
+    ("gemm", gemm::cases),
+    ("attention", attention::cases),
+    ("norm", norm::cases),
+    ("rope", rope::cases),
+    ("lora", lora::cases),
+    ("rows", rows::cases),
+    ("head", head::cases),
+    ("mask", mask::cases),
+    ("mapping", mapping::cases),
+    ("optimizer", optimizer::cases),
+    ("mf", mf::cases),
+    ("lightgcn", lightgcn::cases),
+];
+
+/// The outcomes of one operation.
 #[derive(Clone, Debug)]
 pub struct Summary<'a> {
     /// Operation.
@@ -84,18 +103,9 @@ pub fn summarize(outcomes: &[Outcome]) -> Vec<Summary<'_>> {
 /// Runs all cases on a card.
 pub fn run(cuda: &Cuda) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
-    outcomes.extend(gemm::cases(cuda)?);
-    outcomes.extend(attention::cases(cuda)?);
-    outcomes.extend(norm::cases(cuda)?);
-    outcomes.extend(rope::cases(cuda)?);
-    outcomes.extend(lora::cases(cuda)?);
-    outcomes.extend(rows::cases(cuda)?);
-    outcomes.extend(head::cases(cuda)?);
-    outcomes.extend(mask::cases(cuda)?);
-    outcomes.extend(mapping::cases(cuda)?);
-    outcomes.extend(optimizer::cases(cuda)?);
-    outcomes.extend(mf::cases(cuda)?);
-    outcomes.extend(lightgcn::cases(cuda)?);
+    for (_, cases) in OPERATIONS {
+        outcomes.extend(cases(cuda)?);
+    }
     Ok(outcomes)
 }
 

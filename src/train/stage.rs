@@ -23,6 +23,7 @@ use crate::llm::batch::{GradientFrom, PackedBatch, micro_batches};
 use crate::llm::cuda::Demand;
 use crate::llm::model::{Model, TrainPass, Workspace};
 use crate::llm::peft::LoraTensors;
+use crate::llm::sharing::{Group, Sharing};
 use crate::progress::Progress;
 use crate::prompt::PromptSet;
 use crate::rng::Rng;
@@ -98,26 +99,39 @@ pub fn score_rows(
     workspace: &mut Workspace,
     mut done: impl FnMut(usize),
 ) -> Result<Vec<f32>, Error> {
-    let lengths: Vec<usize> = rows.iter().map(|&r| prompts.tokens(r)).collect();
-    let mut scores = Vec::with_capacity(rows.len());
-    for run in micro_batches(&lengths, batch_tokens) {
-        let rows = &rows[run];
-        let (batch, vectors) = packed(trained, mf, samples, prompts, rows, GradientFrom::Start, 0);
+    let refs: Vec<_> = rows.iter().map(|&r| prompts.get(r)).collect();
+    let ids: Vec<_> = rows.iter().map(|&r| (samples.uid[r], samples.iid[r])).collect();
+    // Rows of one user mostly begin alike: that part is computed once.
+    let sharing = Sharing::best(&refs, &ids, GradientFrom::Start);
+    let (mut scores, mut n_done) = (vec![0.0; rows.len()], 0);
+    for groups in sharing.batches(|i| refs[i].ids.len(), batch_tokens) {
+        let (first, end) = (groups[0].members.start, groups[groups.len() - 1].members.end);
+        let places = &sharing.order[first..end];
+        let here: Vec<usize> = places.iter().map(|&i| rows[i]).collect();
+        let groups: Vec<Group> = groups
+            .iter()
+            .map(|g| Group { members: g.members.start - first..g.members.end - first, prefix: g.prefix })
+            .collect();
+        let (batch, vectors) = packed(trained, mf, samples, prompts, &here, Some(&groups), GradientFrom::Start, 0);
         let vectors = vectors.map(|(_, pass)| pass.output).unwrap_or_default();
-        scores.extend(model.scores(trained.map(|t| &t.lora), &batch, &vectors, loss, workspace)?);
-        done(scores.len());
+        let found = model.scores(trained.map(|t| &t.lora), &batch, &vectors, loss, workspace)?;
+        places.iter().zip(found).for_each(|(&i, score)| scores[i] = score);
+        n_done += places.len();
+        done(n_done);
     }
     Ok(scores)
 }
 
 type Mapped = Option<(Vec<f32>, crate::cie::MappingPass)>;
 
+#[allow(clippy::too_many_arguments)] // everything a batch is made of
 fn packed(
     trained: Option<&Trainable>,
     mf: Option<&Mf>,
     samples: &Samples,
     prompts: &PromptSet,
     rows: &[usize],
+    groups: Option<&[Group]>,
     from: GradientFrom,
     first: usize,
 ) -> (PackedBatch, Mapped) {
@@ -130,7 +144,11 @@ fn packed(
         (x, pass)
     });
     let tokens_per_vector = refs.iter().flat_map(|p| p.slots).map(|s| s.part as usize + 1).max().unwrap_or(1);
-    (PackedBatch::new(&refs, tokens_per_vector, from, first), mapped)
+    let batch = match groups {
+        Some(groups) => PackedBatch::grouped(&refs, groups, tokens_per_vector, from, first),
+        None => PackedBatch::new(&refs, tokens_per_vector, from, first),
+    };
+    (batch, mapped)
 }
 
 /// A seeded choice of `limit` rows out of `n` (0: all), in a seeded order.
@@ -414,7 +432,8 @@ impl<'a> Trainer<'a> {
         for run in micro_batches(&lengths, config.micro_batch_tokens) {
             let first = run.start;
             let rows_here = &rows[run];
-            let (batch, mapped) = packed(Some(&self.current), stage.mf, samples, stage.train, rows_here, from, first);
+            let (batch, mapped) =
+                packed(Some(&self.current), stage.mf, samples, stage.train, rows_here, None, from, first);
             let labels: Vec<f32> = rows_here.iter().map(|&r| samples.label[r].into()).collect();
             let vectors = mapped.as_ref().map_or(&[][..], |m| &m.1.output);
             let mut d_vectors = vec![0.0; if config.train_cie { vectors.len() } else { 0 }];
