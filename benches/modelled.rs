@@ -278,10 +278,10 @@ fn describe(shape: &Shape, runs: &BTreeMap<&str, Vec<Value>>, text: &mut String,
     )?;
     let (stage1, stage2, step) = (&runs["stage1"], &runs["stage2"], &runs["step"]);
     writeln!(text, "A block in stage 1, forward and backward, in order:\n")?;
-    kernels(shape, &whole_block(stage1)?.concat(), text, misses)?;
+    kernels(&whole_block(stage1)?.concat(), text, misses)?;
     let others: Vec<Value> = stage2.iter().filter(|l| !is_block(name(l))).chain(step).cloned().collect();
     writeln!(text, "\nOutside the blocks (stage 2) and once a step (AdamW over LoRA, the mapping, AdamW over it):\n")?;
-    kernels(shape, &others, text, misses)?;
+    kernels(&others, text, misses)?;
 
     let mapping = step.iter().position(|l| name(l).starts_with("mapping")).unwrap_or(step.len());
     let (adam, with_mapping) = step.split_at(mapping);
@@ -321,7 +321,7 @@ fn is_block(kernel: &str) -> bool {
 }
 
 /// One line for launches of the same kernel, grid and traffic.
-fn kernels(shape: &Shape, launches: &[Value], text: &mut String, misses: &mut Misses) -> Result<()> {
+fn kernels(launches: &[Value], text: &mut String, misses: &mut Misses) -> Result<()> {
     writeln!(
         text,
         "| kernel | blocks | times | coalesced | conflicts | moved, MB | distinct, MB | moved / distinct | tensor share | A100, us | H100, us |"
