@@ -21,20 +21,78 @@ constexpr int BK = 32;
 constexpr int STAGES = 3;
 constexpr int THREADS = 128;
 
-// The tile of rows row0.. and columns col0.. of a row-major matrix, ROWS × COLUMNS elements; outside it, zeros. `at(row)` is
-// where a row begins.
-template <int ROWS, int COLUMNS, typename At>
-__device__ __forceinline__ void load_tile(elem* tile, At at, int row0, int n_rows, int col0, int n_cols) {
-  constexpr int CHUNKS = COLUMNS / VEC;
+// What a thread copies of ROWS rows of a matrix, BK columns a step of K, into tiles [ROWS][BK]: its addresses, worked out once.
+// Outside the matrix are zeros. `at(row)` is where a row begins.
+template <int ROWS> struct RowsAlongK {
+  static constexpr int CHUNKS = BK / VEC, COPIES = ROWS * CHUNKS / THREADS, APART = THREADS / CHUNKS;
   static_assert(ROWS * CHUNKS % THREADS == 0, "every thread copies the same number of chunks");
+  static_assert(APART % 8 == 0, "the swizzle repeats every eight rows");
+  const elem* from[COPIES];
+  uint32_t inside = 0;  // bit i + 4: copy i is, of 16 bytes
+  int column, to;
+
+  template <typename At> __device__ __forceinline__ RowsAlongK(At at, int row0, int n_rows) {
+    const int r = threadIdx.x / CHUNKS;
+    column = threadIdx.x % CHUNKS * VEC;
+    to = tile_at<BK>(r, column) * (int)sizeof(elem);
 #pragma unroll
-  for (int i = 0; i < ROWS * CHUNKS / THREADS; i++) {
-    const int c = threadIdx.x + i * THREADS, r = c / CHUNKS, column = c % CHUNKS * VEC;
-    const bool inside = row0 + r < n_rows && col0 + column < n_cols;
-    const elem* source = at(inside ? row0 + r : row0) + (inside ? col0 + column : 0);
-    copy16(shared_address(tile + tile_at<COLUMNS>(r, column)), source, inside);
+    for (int i = 0; i < COPIES; i++) {
+      const int row = row0 + r + i * APART;
+      const bool is = row < n_rows;
+      inside |= (is ? 16u : 0u) << i;
+      from[i] = at(is ? row : row0) + column;
+    }
   }
-}
+
+  __device__ __forceinline__ void copy(uint32_t tile, int k0, int k_last) const {
+    const bool is = k0 + column < k_last;
+    const uint32_t which = is ? inside : 0;
+    const int k = is ? k0 : -column;  // a valid address where nothing is read
+#pragma unroll
+    for (int i = 0; i < COPIES; i++) {
+      copy_upto16(tile + to + i * APART * BK * (int)sizeof(elem), from[i] + k, which >> i & 16);
+    }
+  }
+};
+
+// The same of BK rows a step of K, columns col0.. of a matrix, into tiles [BK][COLUMNS].
+template <int COLUMNS> struct ColumnsAcrossK {
+  static constexpr int CHUNKS = COLUMNS / VEC, COPIES = BK * CHUNKS / THREADS, APART = THREADS / CHUNKS;
+  static_assert(BK * CHUNKS % THREADS == 0, "every thread copies the same number of chunks");
+  static_assert(APART % 8 == 0, "the swizzle repeats every eight rows");
+  const elem* from;
+  const elem* tail;
+  bool inside;
+  int row, to;
+
+  __device__ __forceinline__ ColumnsAcrossK(const Gemm& g, int col0, int n_cols) {
+    row = threadIdx.x / CHUNKS;
+    const int column = threadIdx.x % CHUNKS * VEC;
+    to = tile_at<COLUMNS>(row, column) * (int)sizeof(elem);
+    inside = col0 + column < n_cols;
+    from = g.b + (inside ? col0 + column : 0);
+    tail = g.b_tail + (inside ? col0 + column : 0);
+  }
+
+  __device__ __forceinline__ void copy(const Gemm& g, uint32_t tile, int k0, int k_last) const {
+    if (k0 + BK <= min(g.b_rows, k_last)) {
+      const elem* source = from + (size_t)(k0 + row) * g.ldb;
+#pragma unroll
+      for (int i = 0; i < COPIES; i++, source += (size_t)APART * g.ldb) {
+        copy16(tile + to + i * APART * COLUMNS * (int)sizeof(elem), source, inside);
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < COPIES; i++) {
+      const int k = k0 + row + i * APART;
+      const bool is = inside && k < k_last;
+      const elem* source =
+          !is ? g.b : k < g.b_rows ? from + (size_t)k * g.ldb : tail + (size_t)(k - g.b_rows) * g.ldb_tail;
+      copy16(tile + to + i * APART * COLUMNS * (int)sizeof(elem), source, is);
+    }
+  }
+};
 
 template <int BM, int BN, int WM, int WN, bool B_IS_KN, Epilogue EPILOGUE>
 __device__ __forceinline__ void gemm(const Gemm& g) {
@@ -44,9 +102,6 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
   constexpr int B_COLUMNS = B_IS_KN ? BN : BK;
   constexpr Major B_MAJOR = B_IS_KN ? Major::MN : Major::K;
   extern __shared__ __align__(128) unsigned char memory[];
-  elem* const stages = reinterpret_cast<elem*>(memory);
-  auto a_tile = [&](int s) { return stages + s * (A_TILE + B_TILE); };
-  auto b_tile = [&](int s) { return stages + s * (A_TILE + B_TILE) + A_TILE; };
 
   const Place tile = place(blockIdx.x, (g.m + BM - 1) / BM, g.n_tiles);
   const int m0 = tile.m * BM, n_tile = tile.n;
@@ -70,30 +125,44 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
   auto b_row = [&](int row) {
     return row < g.b_rows ? g.b + (size_t)row * g.ldb : g.b_tail + (size_t)(row - g.b_rows) * g.ldb_tail;
   };
-  auto load = [&](int stage, int k0, int k_last) {
-    load_tile<BM, BK>(a_tile(stage), a_row, m0, g.m, k0, k_last);
+  constexpr int STAGE = (A_TILE + B_TILE) * (int)sizeof(elem), B_AT = A_TILE * (int)sizeof(elem);
+  const uint32_t base = shared_address(memory);
+  const RowsAlongK<BM> a_copies(a_row, m0, g.m);
+  const auto b_copies = [&] {
     if constexpr (B_IS_KN) {
-      load_tile<BK, BN>(b_tile(stage), b_row, k0, k_last, n0, n_last);
+      return ColumnsAcrossK<BN>(g, n0, n_last);
     } else {
-      load_tile<BN, BK>(b_tile(stage), b_row, n0, n_last, k0, k_last);
+      return RowsAlongK<BN>(b_row, n0, n_last);
+    }
+  }();
+  // `at`: where the stage lies, in bytes from the first.
+  auto load = [&](int at, int k0, int k_last) {
+    a_copies.copy(base + at, k0, k_last);
+    if constexpr (B_IS_KN) {
+      b_copies.copy(g, base + at + B_AT, k0, k_last);
+    } else {
+      b_copies.copy(base + at + B_AT, k0, k_last);
     }
   };
+#ifndef COLLM_F32
+  const Fragments<MI, NJ, BK, B_MAJOR, B_COLUMNS, BK / 16> fragments(base, wm, base + B_AT, wn);
+#endif
   const int k_last = B_IS_KN ? g.k_last : g.k;
   const int steps = (k_last + BK - 1) / BK;
 #pragma unroll
   for (int s = 0; s < STAGES - 1; s++) {
-    if (s < steps) load(s, s * BK, k_last);
+    if (s < steps) load(s * STAGE, s * BK, k_last);
     copies_commit();
   }
+  int at = 0, next_at = (STAGES - 1) * STAGE;
   for (int step = 0; step < steps; step++) {
     copies_wait<STAGES - 2>();
     __syncthreads();
     const int next = step + STAGES - 1;
-    if (next < steps) load(next % STAGES, next * BK, k_last);
+    if (next < steps) load(next_at, next * BK, k_last);
     copies_commit();
-    elem* const a = a_tile(step % STAGES);
-    const elem* const b = b_tile(step % STAGES);
     if (!B_IS_KN && mask) {
+      elem* const a = reinterpret_cast<elem*>(memory + at);
       for (int i = threadIdx.x; i < A_TILE; i += THREADS) {
         const int row = m0 + i / BK, feature = step * BK + i % BK;
         if (row < g.m && feature < g.k) {
@@ -104,7 +173,16 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
       __syncthreads();
     }
 #pragma unroll
-    for (int kk = 0; kk < BK; kk += 16) mma_step<MI, NJ, Major::K, BK, B_MAJOR, B_COLUMNS>(acc, a, wm, b, wn, kk);
+    for (int s = 0; s < BK / 16; s++) {
+#ifdef COLLM_F32
+      const elem* const a = reinterpret_cast<const elem*>(memory + at);
+      mma_step<MI, NJ, Major::K, BK, B_MAJOR, B_COLUMNS>(acc, a, wm, a + A_TILE, wn, s * 16);
+#else
+      fragments.step(acc, at, s);
+#endif
+    }
+    at = at + STAGE == STAGES * STAGE ? 0 : at + STAGE;
+    next_at = next_at + STAGE == STAGES * STAGE ? 0 : next_at + STAGE;
   }
   copies_wait<0>();
 
@@ -118,12 +196,13 @@ __device__ __forceinline__ void gemm(const Gemm& g) {
         copies_commit();
         copies_wait<0>();
         __syncthreads();
+        const elem* const a = reinterpret_cast<const elem*>(memory);
         for (int i = 0; i < MI; i++) {
           for (int j = 0; j < NJ; j += 2) {
             float part[1][2][4] = {};
 #pragma unroll
             for (int kk = 0; kk < BK; kk += 16) {
-              mma_step<1, 2, Major::K, BK, B_MAJOR, B_COLUMNS>(part, a_tile(0), wm + i * 16, b_tile(0), wn + j * 8, kk);
+              mma_step<1, 2, Major::K, BK, B_MAJOR, B_COLUMNS>(part, a, wm + i * 16, a + A_TILE, wn + j * 8, kk);
             }
 #pragma unroll
             for (int e = 0; e < 8; e++) {

@@ -98,3 +98,45 @@ __device__ __forceinline__ void mma_step(float (&c)[MI][NJ][4], const elem* a, i
   }
 #endif
 }
+
+// mma_step over a tile's steps of K, with a lane's addresses worked out once, not at every step: in a loop they would take
+// more instructions than the products. A is Major::K. Addresses are bytes of shared memory; `at` says where the tiles now lie.
+template <int MI, int NJ, int A_COLUMNS, Major B_MAJOR, int B_COLUMNS, int STEPS> struct Fragments {
+  static constexpr int PLACES = B_MAJOR == Major::K ? STEPS : NJ / 2;
+  uint32_t a[STEPS], b[PLACES];
+
+  __device__ __forceinline__ Fragments(uint32_t a_tile, int m0, uint32_t b_tile, int n0) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int s = 0; s < STEPS; s++) {
+      a[s] = a_tile + tile_at<A_COLUMNS>(m0 + (lane & 15), s * 16 + (lane >> 4) * 8) * (int)sizeof(elem);
+    }
+#pragma unroll
+    for (int p = 0; p < PLACES; p++) {
+      const int place = B_MAJOR == Major::K
+                            ? tile_at<B_COLUMNS>(n0 + (lane & 7) + ((lane >> 4) << 3), p * 16 + ((lane >> 3) & 1) * 8)
+                            : tile_at<B_COLUMNS>(lane & 15, n0 + p * 16 + (lane >> 4) * 8);
+      b[p] = b_tile + place * (int)sizeof(elem);
+    }
+  }
+
+  // Sixteen rows further down the swizzle is the same.
+  __device__ __forceinline__ void step(float (&c)[MI][NJ][4], uint32_t at, int s) const {
+    uint32_t fa[MI][4], fb[NJ / 2][4];
+#pragma unroll
+    for (int i = 0; i < MI; i++) ldmatrix_x4(fa[i], a[s] + at + i * 16 * A_COLUMNS * (int)sizeof(elem));
+#pragma unroll
+    for (int j = 0; j < NJ / 2; j++) {
+      if constexpr (B_MAJOR == Major::K) {
+        ldmatrix_x4(fb[j], b[s] + at + j * 16 * B_COLUMNS * (int)sizeof(elem));
+      } else {
+        ldmatrix_x4_trans(fb[j], b[j] + at + s * 16 * B_COLUMNS * (int)sizeof(elem));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < MI; i++) {
+#pragma unroll
+      for (int j = 0; j < NJ; j++) mma_bf16(c[i][j], fa[i], fb[j / 2][(j & 1) * 2], fb[j / 2][(j & 1) * 2 + 1]);
+    }
+  }
+};

@@ -270,7 +270,7 @@ fn splices() -> Vec<Outcome> {
         let table = WeightMatrix::from_bf16(11, width, bits);
         // Every third is a vector, the last vector first.
         let source = |t: usize| {
-            if t % 3 == 0 { Source::Vector((n - 1 - t) as u32) } else { Source::Token((t * 7 % 5 * 2) as u32) }
+            if t.is_multiple_of(3) { Source::Vector((n - 1 - t) as u32) } else { Source::Token((t * 7 % 5 * 2) as u32) }
         };
         let sources: Vec<Source> = (0..n).map(source).collect();
         let (mut x, mut d) = (vec![0.0; n * width], vec![0.0; n * width]);

@@ -270,5 +270,10 @@ fn reports_cards_and_tables() {
     assert_eq!(launch["atomics"]["shared"], 100);
     assert_eq!(launch["atomics"]["global"], 1);
     assert!(launch["modelled"]["seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!(launch["cards"]["H100"]["seconds"], launch["modelled"]["seconds"]);
+    assert!(launch["cards"]["A100"]["seconds"].as_f64() > launch["cards"]["H100"]["seconds"].as_f64());
+    let (part, whole) = (launch["main_loop"]["warps"].as_u64().unwrap(), launch["instructions"].as_object().unwrap());
+    let all: u64 = whole.values().map(|class| class["warps"].as_u64().unwrap()).sum();
+    assert!(part > 0 && part <= all && launch["main_loop"]["tensor_warps"] == 0, "{launch}");
     assert_eq!(launch["findings"].as_array().unwrap().len(), 0);
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::card::Card;
+use super::card::{Card, cards};
 use super::counters::Counters;
 use crate::checks::Finding;
 use crate::machine::Outcome;
@@ -66,6 +66,8 @@ pub fn launch(
             "arithmetic": modelled.arithmetic,
             "shared": modelled.shared,
         },
+        "cards": cards().iter().map(|card| (card.key.clone(), rated(card, program, c))).collect::<serde_json::Map<_, _>>(),
+        "main_loop": main_loop(program, c),
         "emulation_seconds": outcome.seconds,
         "findings": outcome.findings.iter().map(finding).collect::<Vec<_>>(),
     });
@@ -85,6 +87,26 @@ pub fn launch(
         modelled.bound()
     );
     LaunchReport { json, line }
+}
+
+/// What the counters model for another card, as if it had run the same launch.
+fn rated(card: &Card, program: &Program, c: &Counters) -> Value {
+    let modelled = card.model(program, c);
+    json!({ "seconds": modelled.seconds(), "bound": modelled.bound() })
+}
+
+/// The instructions that warps executed at least half as often as the most executed one: in a kernel with one loop that matters,
+/// that loop. How many there are, how often warps executed them, and how often of these tensor-core products.
+fn main_loop(program: &Program, c: &Counters) -> Value {
+    let seen = || c.executed.iter().zip(&program.code).filter(|(_, i)| i.class != Class::Hidden);
+    let most = seen().map(|(e, _)| e.warps).max().unwrap_or_default();
+    let (mut instructions, mut warps, mut tensor) = (0u64, 0, 0);
+    for (executed, instruction) in seen().filter(|(e, _)| e.warps * 2 >= most && e.warps > 0) {
+        instructions += 1;
+        warps += executed.warps;
+        tensor += if instruction.class == Class::Tensor { executed.warps } else { 0 };
+    }
+    json!({ "instructions": instructions, "warps": warps, "tensor_warps": tensor })
 }
 
 fn plain_flops(program: &Program, c: &Counters) -> u64 {

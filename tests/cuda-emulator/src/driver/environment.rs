@@ -58,6 +58,11 @@ impl Environment {
             }),
             None => fallback,
         };
+        let card = match number("CUEMU_SMS") {
+            // Once a process: the card lives as long.
+            Some(n) if n > 0 => Box::leak(Box::new(Card { sm_count: n as u32, ..card.clone() })),
+            _ => card,
+        };
         let report = variable("CUEMU_REPORT").map(PathBuf::from);
         let table = is_on("CUEMU_TABLE");
         let check = variable("CUEMU_CHECK").is_none_or(|v| !matches!(v.as_str(), "0" | "off" | "no"));
