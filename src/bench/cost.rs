@@ -15,7 +15,7 @@ use crate::llm::batch::{GradientFrom, PackedBatch, micro_batches};
 use crate::llm::model::{Model, TrainPass, Workspace};
 use crate::llm::peft::{LoraTensors, Target};
 use crate::prompt::PromptSet;
-use crate::train::stage::collaborative_vectors;
+use crate::train::trainable::collaborative_vectors;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
