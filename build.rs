@@ -64,6 +64,8 @@ fn main() {
     fs::write(out.join("images.rs"), listing + "]\n").expect("OUT_DIR is writable");
     let origin = nvcc.as_ref().map_or("kept PTX".to_owned(), |n| n.display().to_string());
     println!("cargo::rustc-env=COLLM_KERNELS_ORIGIN={origin}");
+    let architectures = if nvcc.is_some() { ARCHITECTURES.join(",") } else { String::new() };
+    println!("cargo::rustc-env=COLLM_KERNELS_ARCHITECTURES={architectures}");
     if mode == "update" && nvcc.is_some() {
         let rows: Vec<String> =
             table.into_iter().map(|((kernel, arch), r)| format!("{kernel}\tsm_{arch}\t{r}\n")).collect();

@@ -345,7 +345,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) NAMED(attention_delta)(con
   extern "C" __global__ void __launch_bounds__(THREADS) NAMED(attention_d_q_##d)(const __grid_constant__ Attention g) {     \
     backward_q<d>(g);                                                                                                    \
   }                                                                                                                      \
-  extern "C" __global__ void __launch_bounds__(THREADS) NAMED(attention_d_kv_##d)(const __grid_constant__ Attention g) {    \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) NAMED(attention_d_kv_##d)(const __grid_constant__ Attention g) {    \
     backward_kv<d>(g);                                                                                                   \
   }
 

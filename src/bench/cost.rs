@@ -14,6 +14,7 @@ use crate::llm::Error;
 use crate::llm::batch::{GradientFrom, PackedBatch, micro_batches};
 use crate::llm::model::{Model, TrainPass, Workspace};
 use crate::llm::peft::{LoraTensors, Target};
+use crate::llm::sharing::Sharing;
 use crate::prompt::PromptSet;
 use crate::train::trainable::collaborative_vectors;
 
@@ -59,7 +60,9 @@ pub struct Measurement {
 /// Widths of the collaborative vectors and of the mapping's hidden layer: MF's official 256 and ten times that.
 const DIM: usize = 256;
 
-/// Runs batches of `batch_rows` rows: one to warm up, then all of `rows`.
+/// Runs batches of `batch_rows` rows: one to warm up, then all of `rows`. `share`: when scoring, rows of a batch that begin alike
+/// share that part; rows are taken in the order that brings them together, as scoring a split does.
+#[allow(clippy::too_many_arguments)] // what is measured, and on what
 pub fn measure(
     model: &Model,
     task: Task,
@@ -68,6 +71,7 @@ pub fn measure(
     batch_rows: usize,
     micro_batch_tokens: usize,
     n_users_items: (usize, usize),
+    share: bool,
 ) -> Result<Measurement, Error> {
     let config = model.config();
     let mut lora = LoraTensors::init(config, &[Target::Q, Target::V], 8, 16.0, 0.05, 1);
@@ -84,16 +88,24 @@ pub fn measure(
             let first = micro.start;
             let rows_here = &rows[micro];
             let refs: Vec<_> = rows_here.iter().map(|&r| prompts.get(r)).collect();
+            if task == Task::Score {
+                let ids: Vec<_> = rows_here.iter().map(|&r| (samples.uid[r], samples.iid[r])).collect();
+                let from = GradientFrom::Start;
+                let sharing = if share { Sharing::best(&refs, &ids, from) } else { Sharing::none(refs.len()) };
+                let ordered: Vec<_> = sharing.order.iter().map(|&i| refs[i]).collect();
+                let rows_here: Vec<_> = sharing.order.iter().map(|&i| rows_here[i]).collect();
+                let batch = PackedBatch::grouped(&ordered, &sharing.groups, 1, from, first);
+                work += linear_work(model, &batch, task);
+                let vectors = cie.forward(&collaborative_vectors(&mf, samples, &rows_here)).output;
+                black_box(model.scores(Some(&lora), &batch, &vectors, Loss::YesLogitBce, &mut workspace)?);
+                continue;
+            }
             let from = if task == Task::Stage2 { GradientFrom::FirstSlot } else { GradientFrom::Start };
             let batch = PackedBatch::new(&refs, 1, from, first);
             work += linear_work(model, &batch, task);
             let x = collaborative_vectors(&mf, samples, rows_here);
             let pass = (task != Task::Stage1).then(|| cie.forward(&x));
             let vectors = pass.as_ref().map_or(&[][..], |p| &p.output);
-            if task == Task::Score {
-                black_box(model.scores(Some(&lora), &batch, vectors, Loss::YesLogitBce, &mut workspace)?);
-                continue;
-            }
             let labels: Vec<f32> = rows_here.iter().map(|&r| samples.label[r].into()).collect();
             let mut d_vectors = vec![0.0; vectors.len()];
             let stage1 = task == Task::Stage1;
@@ -118,7 +130,12 @@ pub fn measure(
         }
         Ok(work)
     };
-    let all: Vec<usize> = (0..samples.len()).collect();
+    let mut all: Vec<usize> = (0..samples.len()).collect();
+    if share && task == Task::Score {
+        let refs: Vec<_> = all.iter().map(|&r| prompts.get(r)).collect();
+        let ids: Vec<_> = all.iter().map(|&r| (samples.uid[r], samples.iid[r])).collect();
+        all = Sharing::best(&refs, &ids, GradientFrom::Start).order;
+    }
     run(&all[..batch_rows.min(all.len())], 0)?;
     let ceiling = gemm_ceiling();
     let (mut batches, mut rates) = (Vec::new(), Vec::new());

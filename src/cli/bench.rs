@@ -34,6 +34,9 @@ enum What {
     },
     /// Forward only.
     Score {
+        /// Compute each row's prompt whole, even where rows begin alike.
+        #[arg(long)]
+        no_sharing: bool,
         #[command(flatten)]
         common: Common,
     },
@@ -63,10 +66,14 @@ struct Common {
 
 /// Runs the subcommand.
 pub fn run(args: Args, device: Device) -> Result<ExitCode> {
+    let mut share = true;
     let (task, part, split, common) = match args.what {
         What::Train { stage: 1, common } => (Task::Stage1, Part::Stage1, Split::Train, common),
         What::Train { common, .. } => (Task::Stage2, Part::Stage2, Split::Train, common),
-        What::Score { common } => (Task::Score, Part::Stage2, Split::Test, common),
+        What::Score { no_sharing, common } => {
+            share = !no_sharing;
+            (Task::Score, Part::Stage2, Split::Test, common)
+        }
     };
     let mut config = Config::default();
     config.data.dir = common.data.display().to_string();
@@ -77,7 +84,16 @@ pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     let samples = samples.select(&rows);
     let prompts = encode_rows(&pipeline.data().titles, &samples, &pipeline.builder(part))?;
     let sizes = (pipeline.data().n_users, pipeline.data().n_items);
-    let m = measure(pipeline.model(), task, &samples, &prompts, common.batch.max(1), common.micro_batch_tokens, sizes)?;
+    let m = measure(
+        pipeline.model(),
+        task,
+        &samples,
+        &prompts,
+        common.batch.max(1),
+        common.micro_batch_tokens,
+        sizes,
+        share,
+    )?;
     println!(
         "{:?}: {:.2} samples/s, {:.0} tokens/s, {:.0} GFLOP/s in linear layers = {:.0} % of this machine's product ceiling ({:.0}), peak memory {:.2} GiB ({} rows, batch {}, {} threads)",
         task,

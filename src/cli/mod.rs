@@ -4,9 +4,12 @@
 pub mod bench;
 pub mod convert;
 pub mod demo;
+pub mod devices;
 pub mod eval;
 pub mod prepare;
+pub mod rank;
 pub mod score;
+pub mod selftest;
 pub mod train;
 pub mod verify;
 
@@ -45,8 +48,14 @@ enum Command {
     Eval(eval::Args),
     /// Score user–item rows or a candidates file with a trained run.
     Score(score::Args),
+    /// Rank candidates for users with a trained run: the best items first.
+    Rank(rank::Args),
     /// Measure what training and scoring cost.
     Bench(bench::Args),
+    /// List the CPU and the NVIDIA cards, and what each can run.
+    Devices(devices::Args),
+    /// Check every operation on this machine against float64.
+    Selftest(selftest::Args),
 }
 
 /// An error and its causes in one line. A cause that the message already tells is not told again.
@@ -75,7 +84,10 @@ pub fn main() -> ExitCode {
             Command::Train(a) => train::run(a, cli.device),
             Command::Eval(a) => eval::run(a, cli.device),
             Command::Score(a) => score::run(a, cli.device),
+            Command::Rank(a) => rank::run(a, cli.device),
             Command::Bench(a) => bench::run(a, cli.device),
+            Command::Devices(a) => devices::run(a),
+            Command::Selftest(a) => selftest::run(a, cli.device),
         }
     };
     match run() {

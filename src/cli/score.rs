@@ -49,14 +49,15 @@ pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     let part = if args.stage == Stage::Stage1 { Part::Stage1 } else { Part::Stage2 };
     let trained = pipeline.trained(&args.run, part)?;
     let mut scorer = Scorer::new(&pipeline, &trained, part);
-    let mut writer = ScoreWriter::create(&args.out)?;
+    let mut writer = ScoreWriter::create(&args.out, &["uid", "iid"])?;
     match (&args.rows, &args.split) {
         (Some(path), _) => {
             let task = progress.task("score", 0);
             let mut n = 0;
             for chunk in RowReader::open(path)? {
                 let rows = scorer.rows(&chunk?)?;
-                writer.write(&rows, &scorer.score(&rows)?)?;
+                let scores = scorer.score(&rows)?;
+                writer.write((0..rows.len()).map(|i| ([rows.uid[i], rows.iid[i]], scores[i])))?;
                 n += rows.len();
                 task.report(n as u64, "rows");
             }
@@ -68,7 +69,8 @@ pub fn run(args: Args, device: Device) -> Result<ExitCode> {
             let task = progress.task("score", samples.len() as u64);
             for chunk in (0..samples.len()).collect::<Vec<_>>().chunks(1024) {
                 let rows = samples.select(chunk);
-                writer.write(&rows, &scorer.score(&rows)?)?;
+                let scores = scorer.score(&rows)?;
+                writer.write((0..rows.len()).map(|i| ([rows.uid[i], rows.iid[i]], scores[i])))?;
                 task.set(chunk.last().map_or(0, |&i| i as u64 + 1));
             }
             task.finish(&format!("{} rows", samples.len()));

@@ -26,6 +26,9 @@ pub enum Error {
     /// Training was told to stop; it can go on from its checkpoint.
     #[error("interrupted; saved, resume with --resume")]
     Interrupted,
+    /// The card, its driver or a kernel.
+    #[error(transparent)]
+    Cuda(#[from] crate::device::cuda::Error),
     /// The scores are not numbers.
     #[error(transparent)]
     Eval(#[from] crate::eval::Error),

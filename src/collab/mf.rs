@@ -1,8 +1,6 @@
 //! Matrix factorisation: `score = p_u · q_i`, binary cross-entropy on explicit 0/1 labels (reference, section 4).
 //!
-//! This file owns the tables, their score and its gradient, and the file they are kept in; [`train`] is in a file of its own.
-
-mod training;
+//! This file owns the tables, their score and its gradient, and the file they are kept in; [`super::training`] trains them.
 
 use std::ops::{Add, Mul};
 use std::path::Path;
@@ -10,8 +8,8 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-pub use self::training::{TrainedMf, train};
 use super::Error;
+use super::training::Recipe;
 use crate::checkpoint::{Tensor, read_tensors, take_tensor, write_tensors};
 use crate::data::Samples;
 use crate::device::ops::bce_with_logits;
@@ -56,6 +54,22 @@ impl Default for MfConfig {
             min_epochs: 350,
             patience: 100,
             seed: 10,
+        }
+    }
+}
+
+impl MfConfig {
+    /// For [`super::training::train`].
+    pub fn recipe(&self) -> Recipe {
+        Recipe {
+            learning_rate: self.learning_rate,
+            weight_decay: self.weight_decay,
+            batch_size: self.batch_size,
+            max_epochs: self.max_epochs,
+            min_epochs: self.min_epochs,
+            patience: self.patience,
+            seed: self.seed,
+            model: format!("mf dim {}", self.dim),
         }
     }
 }
@@ -183,9 +197,14 @@ fn row<T>(table: &[T], id: u32, dim: usize) -> &[T] {
 impl Mf {
     /// N(0, 1) as `nn.Embedding`, row 0 zero.
     pub fn init(n_users: usize, n_items: usize, dim: usize, seed: u64) -> Self {
+        Self::spread(n_users, n_items, dim, 1.0, seed)
+    }
+
+    /// Standard normal numbers times `spread`; row 0 zero.
+    pub(super) fn spread(n_users: usize, n_items: usize, dim: usize, spread: f64, seed: u64) -> Self {
         let table = |n: usize, stream: u64| {
             let mut rng = Rng::new(seed, stream);
-            let mut values: Vec<f32> = (0..n * dim).map(|_| rng.normal() as f32).collect();
+            let mut values: Vec<f32> = (0..n * dim).map(|_| (spread * rng.normal()) as f32).collect();
             values[..dim].fill(0.0);
             values
         };
@@ -210,7 +229,7 @@ impl Mf {
         (0..samples.len()).into_par_iter().with_min_len(512).map(score).collect()
     }
 
-    fn tensors(&self) -> Vec<Tensor> {
+    pub(super) fn tensors(&self) -> Vec<Tensor> {
         let tensor =
             |name: &str, values: &[f32]| Tensor::new(name, vec![values.len() / self.dim, self.dim], values.to_vec());
         vec![tensor("user_embedding.weight", &self.users), tensor("item_embedding.weight", &self.items)]

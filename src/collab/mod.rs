@@ -1,6 +1,9 @@
 //! The collaborative models, one file each: parameters, forward, backward, how it is trained alone. Knows nothing of the LLM.
 
+mod card;
 mod error;
+pub mod lightgcn;
 pub mod mf;
+pub mod training;
 
 pub use error::Error;

@@ -1,7 +1,7 @@
 //! The operations a CoLLM step is made of, and their implementations.
 //!
 //! [`ops`] holds what every implementation shares: which rows attend to which, how a dropped element is chosen, which
-//! loss is meant. [`cpu`] computes in float32, [`cuda`] on NVIDIA cards. Knows nothing of LLMs or recommenders as wholes.
+//! loss is meant. [`cpu`] computes in float32, [`cuda`] on NVIDIA cards; [`inventory`] tells what a machine has. Knows nothing of LLMs or recommenders as wholes.
 //!
 //! | operation | forward | backward | file |
 //! |---|---|---|---|
@@ -17,6 +17,7 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod inventory;
 pub mod ops;
 
 use std::str::FromStr;

@@ -92,12 +92,8 @@ impl Dropout {
     }
 }
 
-/// log(1 + exp(x)) without overflow.
-pub fn softplus(x: f64) -> f64 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
-}
-
 /// Binary cross-entropy of logit `z` against `label` in {0, 1}, and its derivative with respect to z.
 pub fn bce_with_logits(z: f64, label: f64) -> (f64, f64) {
-    (softplus(z) - label * z, 1.0 / (1.0 + (-z).exp()) - label)
+    // In this order z and label · z cancel exactly, so that a loss near zero keeps its digits.
+    (z.max(0.0) - label * z + (-z.abs()).exp().ln_1p(), 1.0 / (1.0 + (-z).exp()) - label)
 }

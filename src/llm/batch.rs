@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::device::cpu::splice::Source;
 use crate::device::ops::Segment;
+use crate::llm::sharing::Group;
 use crate::prompt::{PromptRef, SlotKind};
 
 /// Where the gradient starts in each prompt.
@@ -41,22 +42,40 @@ impl PackedBatch {
     ///
     /// A slot takes row `(i · 2 + kind) · tokens_per_vector + part` of the vectors, i the prompt's place in this batch.
     pub fn new(prompts: &[PromptRef], tokens_per_vector: usize, from: GradientFrom, first_prompt: usize) -> Self {
+        let alone: Vec<Group> = (0..prompts.len()).map(|i| Group { members: i..i + 1, prefix: 0 }).collect();
+        Self::grouped(prompts, &alone, tokens_per_vector, from, first_prompt)
+    }
+
+    /// As [`Self::new`], with the prefix of each group ([`super::sharing`]) computed once. `groups`: consecutive runs of `prompts`.
+    /// A slot in a shared prefix takes the vector of the group's first prompt; its gradient is that of all readers.
+    pub fn grouped(
+        prompts: &[PromptRef],
+        groups: &[Group],
+        tokens_per_vector: usize,
+        from: GradientFrom,
+        first_prompt: usize,
+    ) -> Self {
         let mut batch = PackedBatch::default();
-        let frozen = |p: &PromptRef| match from {
-            GradientFrom::Start => 0,
-            GradientFrom::FirstSlot => p.slots.first().map_or(0, |s| s.position as usize),
-        };
-        let mut prefixes = Vec::with_capacity(prompts.len());
-        for (i, prompt) in prompts.iter().enumerate() {
-            let rows = batch.push(prompt, 0..frozen(prompt), i, first_prompt, tokens_per_vector);
-            if !rows.is_empty() {
+        let mut prefixes = vec![0..0; prompts.len()];
+        for group in groups {
+            let first = group.members.start;
+            let frozen = match from {
+                GradientFrom::Start => 0,
+                GradientFrom::FirstSlot => prompts[first].slots.first().map_or(0, |s| s.position as usize),
+            };
+            let tokens = group.prefix.max(frozen);
+            if tokens > 0 {
+                let rows = batch.push(&prompts[first], 0..tokens, first, first_prompt, tokens_per_vector);
                 batch.segments.push(Segment { q: rows.clone(), kv: rows.clone(), prefix: 0..0 });
+                prefixes[group.members.clone()].fill(rows);
             }
-            prefixes.push(if rows.is_empty() { 0..0 } else { rows });
         }
-        batch.first_gradient = batch.sources.len();
+        if from == GradientFrom::FirstSlot {
+            batch.first_gradient = batch.sources.len();
+        }
         for (i, (prompt, prefix)) in prompts.iter().zip(prefixes).enumerate() {
-            let rows = batch.push(prompt, frozen(prompt)..prompt.ids.len(), i, first_prompt, tokens_per_vector);
+            let own = prefix.len()..prompt.ids.len();
+            let rows = batch.push(prompt, own, i, first_prompt, tokens_per_vector);
             batch.last_rows.push(rows.end - 1);
             batch.segments.push(Segment { q: rows.clone(), kv: rows, prefix });
         }
@@ -153,6 +172,20 @@ mod tests {
         assert_eq!(batch.step_tokens[2] as usize, 3 * MAX_PROMPT_TOKENS + 2);
         let whole = PackedBatch::new(&prompts, 1, GradientFrom::Start, 3);
         assert_eq!((whole.first_gradient, whole.segments.len()), (0, 2));
+    }
+
+    #[test]
+    fn a_shared_prefix_is_there_once() {
+        let prompts: [PromptRef; 3] = [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 6]]
+            .map(|ids: [u32; 4]| PromptRef { ids: Box::leak(Box::new(ids)), slots: &[] });
+        let groups = [Group { members: 0..2, prefix: 3 }, Group { members: 2..3, prefix: 0 }];
+        let batch = PackedBatch::grouped(&prompts, &groups, 1, GradientFrom::Start, 0);
+        use Source::Token as T;
+        assert_eq!(batch.sources, [T(1), T(2), T(3), T(4), T(5), T(1), T(2), T(3), T(6)]);
+        assert_eq!(batch.positions, [0, 1, 2, 3, 3, 0, 1, 2, 3]);
+        assert_eq!((batch.first_gradient, &batch.last_rows[..]), (0, &[3, 4, 8][..]));
+        assert_eq!(batch.segments[2], Segment { q: 4..5, kv: 4..5, prefix: 0..3 });
+        assert_eq!(batch.last_segments()[1], Segment { q: 1..2, kv: 4..5, prefix: 0..3 });
     }
 
     #[test]

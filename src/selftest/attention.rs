@@ -107,14 +107,14 @@ fn reference(arithmetic: &Arithmetic, shape: HeadShape, segments: &[Segment], x:
 }
 
 /// One batch. Backward goes over `backward`, whose query row 0 is row `first_q` of the forward.
-struct Case {
+pub(super) struct Case {
     name: String,
-    shape: HeadShape,
-    segments: Vec<Segment>,
-    backward: Vec<Segment>,
-    first_q: usize,
+    pub shape: HeadShape,
+    pub segments: Vec<Segment>,
+    pub backward: Vec<Segment>,
+    pub first_q: usize,
     /// First key row with a gradient.
-    first: usize,
+    pub first: usize,
     /// Of q and k.
     magnitude: f32,
 }
@@ -163,20 +163,20 @@ impl Case {
         Case { magnitude: 6.0, ..self }
     }
 
-    fn n_q(&self) -> usize {
+    pub fn n_q(&self) -> usize {
         self.segments.iter().map(|s| s.q.end).max().unwrap_or(0)
     }
 
-    fn n_kv(&self) -> usize {
+    pub fn n_kv(&self) -> usize {
         self.segments.iter().map(|s| s.kv.end).max().unwrap_or(0)
     }
 }
 
-/// All cases.
-pub fn cases(cuda: &Cuda) -> Result<Vec<Outcome>> {
+/// All batches.
+pub(super) fn list() -> Vec<Case> {
     let shared = || runs(&[(70, 0..0), (20, 0..70), (33, 0..70), (1, 0..70), (9, 0..0)]);
     let two = || runs(&[(37, 0..0), (50, 0..0), (64, 37..87), (3, 0..37), (40, 37..87)]);
-    let list = [
+    vec![
         Case::whole("1 + 7 + 63 + 65 tokens", heads(2, 1, 16), plain(&[1, 7, 63, 65])),
         Case::whole("65 + 7 tokens", heads(3, 1, 64), plain(&[65, 7])),
         Case::whole("63 + 1 + 33 tokens", heads(8, 2, 80), plain(&[63, 1, 33])),
@@ -194,23 +194,30 @@ pub fn cases(cuda: &Cuda) -> Result<Vec<Outcome>> {
         Case::last("last layer, half a prefix unread", heads(2, 1, 64), runs(&[(99, 0..0), (20, 0..35)]), 1, 0),
         Case::whole("scores to 100", heads(2, 1, 64), shared()).large_scores(),
         Case::whole("scores to 100, 150 tokens", heads(2, 1, 128), plain(&[150])).large_scores(),
-    ];
+    ]
+}
+
+/// All cases.
+pub fn cases(cuda: &Cuda) -> Result<Vec<Outcome>> {
+    let p = cuda.precision();
     let mut outcomes = Vec::new();
-    for case in &list {
-        outcomes.extend(compare(cuda, case)?);
+    for case in &list() {
+        let [q, kv, d_out] = made(p, case);
+        let computed = compute(cuda, case, &q, &kv, &d_out)?;
+        outcomes.extend(judge(p, case, [&q, &kv, &d_out], &computed));
     }
     outcomes.push(batch_mates(cuda)?);
     Ok(outcomes)
 }
 
 /// What the device computed. Gradients of keys are those from `first` on.
-struct Computed {
-    out: Vec<f32>,
-    lse: Vec<f32>,
-    d_q: Vec<f32>,
-    d_k: Vec<f32>,
-    d_v: Vec<f32>,
-    contained: bool,
+pub(super) struct Computed {
+    pub out: Vec<f32>,
+    pub lse: Vec<f32>,
+    pub d_q: Vec<f32>,
+    pub d_k: Vec<f32>,
+    pub d_v: Vec<f32>,
+    pub contained: bool,
 }
 
 /// Further values of float32 outputs, which nothing may write.
@@ -269,7 +276,7 @@ fn compute(cuda: &Cuda, case: &Case, q: &[f32], kv: &[f32], d_out: &[f32]) -> Re
 }
 
 /// Inputs of a case: q, [k | v], d_out.
-fn made(precision: Precision, case: &Case) -> [Vec<f32>; 3] {
+pub(super) fn made(precision: Precision, case: &Case) -> [Vec<f32>; 3] {
     let (n_q, n_kv) = (case.n_q() * case.shape.q_width(), case.n_kv() * 2 * case.shape.kv_width());
     let mut q = random(precision, n_q, 1);
     let mut kv = random(precision, n_kv, 2);
@@ -280,15 +287,12 @@ fn made(precision: Precision, case: &Case) -> [Vec<f32>; 3] {
     [q, kv, random(precision, n_q, 3)]
 }
 
-fn compare(cuda: &Cuda, case: &Case) -> Result<Vec<Outcome>> {
-    let p = cuda.precision();
+/// Holds what was computed from q, [k | v] and d_out against the formulas.
+pub(super) fn judge(p: Precision, case: &Case, [q, kv, d_out]: [&[f32]; 3], computed: &Computed) -> Vec<Outcome> {
     let (width, kv_width) = (case.shape.q_width(), case.shape.kv_width());
-    let [q, kv, d_out] = made(p, case);
-    let computed = compute(cuda, case, &q, &kv, &d_out)?;
-
     let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
     let half = |at: usize| kv.chunks_exact(2 * kv_width).flat_map(|r| wide(&r[at..at + kv_width])).collect::<Vec<_>>();
-    let (q, k, v, d_out) = (wide(&q), half(0), half(kv_width), wide(&d_out));
+    let (q, k, v, d_out) = (wide(q), half(0), half(kv_width), wide(d_out));
     let results = |arithmetic: &Arithmetic| {
         let forward = reference(arithmetic, case.shape, &case.segments, &Inputs { q: &q, k: &k, v: &v, d_out: &d_out });
         let from = case.first_q * width;
@@ -313,13 +317,13 @@ fn compare(cuda: &Cuda, case: &Case) -> Result<Vec<Outcome>> {
     };
     let least = limit(p, terms);
     // The log-sum-exp is never an element: only its sums may err.
-    Ok(vec![
+    vec![
         outcome("attention", &computed.out, &want.out, &naive.out, least),
         outcome("attention lse", &computed.lse, &want.lse, &want.lse, limit(Precision::F32, terms)),
         outcome("attention d_q", &computed.d_q, &want.d_q, &naive.d_q, least),
         outcome("attention d_k", &computed.d_k, &want.d_k, &naive.d_k, least),
         outcome("attention d_v", &computed.d_v, &want.d_v, &naive.d_v, least),
-    ])
+    ]
 }
 
 /// The same prompts, first alone, then behind others and between other readers of their prefix: not a bit may differ.

@@ -9,7 +9,7 @@ use crate::device::ops::Dropout;
 use crate::rng::philox4x32;
 
 /// `a: [m, k]` times `b: [n, k]` (transposed) or `[k, n]`.
-fn product(a: &[f32], b: &[f32], m: usize, n: usize, k: usize, way: Weight) -> Vec<f64> {
+pub(super) fn product(a: &[f32], b: &[f32], m: usize, n: usize, k: usize, way: Weight) -> Vec<f64> {
     let mut c = vec![0.0; m * n];
     for (a, c) in a.chunks_exact(k).zip(c.chunks_exact_mut(n)) {
         for (j, c) in c.iter_mut().enumerate() {

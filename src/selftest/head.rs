@@ -11,20 +11,20 @@ use crate::device::cuda::{Cuda, Precision, Result};
 const EPS: f32 = 0.03;
 
 /// Logits of normed rows: y · (yes − no).
-fn logits(x: &[f64], w: &[f64], answer: &[f64]) -> Vec<f64> {
+pub(super) fn logits(x: &[f64], w: &[f64], answer: &[f64]) -> Vec<f64> {
     let y = forward(x, w, f64::from(EPS));
     y.chunks_exact(w.len()).map(|y| y.iter().zip(answer).map(|(y, a)| y * a).sum()).collect()
 }
 
 /// log(1 + e^z) − label z, and σ(z) − label, exact where they are tiny too.
-fn loss(z: f64, label: f64) -> (f64, f64) {
+pub(super) fn loss(z: f64, label: f64) -> (f64, f64) {
     let sigmoid = |z: f64| 1.0 / (1.0 + (-z).exp());
     let derivative = (1.0 - label) * sigmoid(z) - label * sigmoid(-z);
     (z.max(0.0) - label * z + (-z.abs()).exp().ln_1p(), derivative)
 }
 
 /// The gradient of `weight · Σ loss` with respect to x.
-fn gradient(x: &[f64], w: &[f64], answer: &[f64], labels: &[f64], weight: f64) -> Vec<f64> {
+pub(super) fn gradient(x: &[f64], w: &[f64], answer: &[f64], labels: &[f64], weight: f64) -> Vec<f64> {
     let z = logits(x, w, answer);
     let d_y: Vec<f64> =
         z.iter().zip(labels).flat_map(|(z, l)| answer.iter().map(move |a| weight * loss(*z, *l).1 * a)).collect();

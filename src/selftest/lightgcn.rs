@@ -9,28 +9,30 @@ use crate::rng::Rng;
 
 /// All cases.
 pub fn cases(cuda: &Cuda) -> Result<Vec<Outcome>> {
-    let mut outcomes = Vec::new();
-    for (n_users, n_items, edges, dim, layers) in [
-        (3, 4, 5, 4, 1),
-        (50, 70, 420, 16, 2),
-        (33, 61, 700, 64, 3),
-        (20, 9, 60, 72, 2),
-        (31, 40, 200, 256, 2),
-        (2, 90, 150, 132, 3),
-    ] {
-        outcomes.push(propagation(cuda, n_users, n_items, edges, dim, layers)?);
-    }
-    Ok(outcomes)
+    SHAPES.into_iter().map(|shape| propagation(cuda, shape)).collect()
 }
 
-fn propagation(
-    cuda: &Cuda,
-    n_users: usize,
-    n_items: usize,
-    n_edges: usize,
-    dim: usize,
-    layers: usize,
-) -> Result<Outcome> {
+/// Users, items, edges, width, layers.
+type Shape = (usize, usize, usize, usize, usize);
+
+pub(super) const SHAPES: [Shape; 6] = [
+    (3, 4, 5, 4, 1),
+    (50, 70, 420, 16, 2),
+    (33, 61, 700, 64, 3),
+    (20, 9, 60, 72, 2),
+    (31, 40, 200, 256, 2),
+    (2, 90, 150, 132, 3),
+];
+
+/// A graph, a vector for each node, and their propagation.
+pub(super) struct Example {
+    pub graph: Adjacency,
+    pub from: Vec<f32>,
+    pub want: Vec<f64>,
+    pub limit: f64,
+}
+
+pub(super) fn example(n_users: usize, n_items: usize, n_edges: usize, dim: usize, layers: usize) -> Example {
     let nodes = n_users + n_items;
     let mut rng = Rng::new(7, n_edges as u64);
     // The last node of each kind gets no edge.
@@ -65,16 +67,21 @@ fn propagation(
     want.iter_mut().for_each(|w| *w /= (layers + 1) as f64);
 
     let graph = Adjacency::new(n_users, n_items, &edges);
-    let gcn = LightGcn::new(cuda, &graph, dim)?;
-    let (input, mean) = (Floats::filled(cuda, &from)?, Floats::new(cuda, nodes * dim)?);
+    let most = degrees.iter().fold(1.0f64, |m, &d| m.max(d)) as usize;
+    Example { graph, from, want, limit: layers as f64 * limit(Precision::F32, most) }
+}
+
+fn propagation(cuda: &Cuda, (n_users, n_items, edges, dim, layers): Shape) -> Result<Outcome> {
+    let e = example(n_users, n_items, edges, dim, layers);
+    let gcn = LightGcn::new(cuda, &e.graph, dim)?;
+    let (input, mean) = (Floats::filled(cuda, &e.from)?, Floats::new(cuda, e.from.len())?);
     gcn.propagate(cuda, layers, &input.buffer, &mean.buffer)?;
     let (got, contained) = mean.read(cuda)?;
-    let most = degrees.iter().fold(1.0f64, |m, &d| m.max(d)) as usize;
     Ok(Outcome {
         operation: "lightgcn",
-        case: format!("users {n_users} items {n_items} edges {n_edges} dim {dim} layers {layers}"),
-        error: relative_error(&got, &want),
-        limit: layers as f64 * limit(Precision::F32, most),
+        case: format!("users {n_users} items {n_items} edges {edges} dim {dim} layers {layers}"),
+        error: relative_error(&got, &e.want),
+        limit: e.limit,
         contained,
     })
 }

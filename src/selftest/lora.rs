@@ -134,7 +134,7 @@ fn d_u(cuda: &Cuda, lora: &Lora, n: usize, width: usize, rank: usize, beside: bo
 }
 
 /// Σ_t u[t, r] x[t, c], `[rank, columns]`.
-fn outer(u: &[f64], x: &[f64], n: usize) -> Vec<f64> {
+pub(super) fn outer(u: &[f64], x: &[f64], n: usize) -> Vec<f64> {
     let (rank, columns) = (u.len() / n, x.len() / n);
     let mut sum = vec![0.0; rank * columns];
     for (u, x) in u.chunks_exact(rank).zip(x.chunks_exact(columns)) {

@@ -8,7 +8,7 @@ use crate::device::cuda::mapping::{Mapped, Mapping, Widths};
 use crate::device::cuda::{Cuda, Precision, Result};
 
 /// `a: [m, k]` times `b: [n, k]`ᵀ, plus `bias`.
-fn linear(a: &[f64], b: &[f32], bias: &[f32], k: usize) -> Vec<f64> {
+pub(super) fn linear(a: &[f64], b: &[f32], bias: &[f32], k: usize) -> Vec<f64> {
     let row = |a: &[f64]| -> Vec<f64> {
         let column =
             |(b, bias): (&[f32], &f32)| f64::from(*bias) + a.iter().zip(b).map(|(a, &b)| a * f64::from(b)).sum::<f64>();
@@ -18,7 +18,7 @@ fn linear(a: &[f64], b: &[f32], bias: &[f32], k: usize) -> Vec<f64> {
 }
 
 /// `a: [m, k]` times `b: [k, n]`.
-fn times(a: &[f64], b: &[f32], k: usize, n: usize) -> Vec<f64> {
+pub(super) fn times(a: &[f64], b: &[f32], k: usize, n: usize) -> Vec<f64> {
     let mut c = vec![0.0; a.len() / k * n];
     for (a, c) in a.chunks_exact(k).zip(c.chunks_exact_mut(n)) {
         for (a, b) in a.iter().zip(b.chunks_exact(n)) {

@@ -74,23 +74,23 @@ fn batch(
     ])
 }
 
-struct Batch<'a> {
-    dim: usize,
-    users: &'a [u32],
-    items: &'a [u32],
-    labels: &'a [u8],
+pub(super) struct Batch<'a> {
+    pub dim: usize,
+    pub users: &'a [u32],
+    pub items: &'a [u32],
+    pub labels: &'a [u8],
 }
 
-struct Values {
-    scores: Vec<f64>,
-    loss: f64,
-    d_users: Vec<f64>,
-    d_items: Vec<f64>,
+pub(super) struct Values {
+    pub scores: Vec<f64>,
+    pub loss: f64,
+    pub d_users: Vec<f64>,
+    pub d_items: Vec<f64>,
 }
 
 impl Batch<'_> {
     /// The formulas, in the arithmetic of `round`.
-    fn formula(&self, p: &[f32], q: &[f32], padding: bool, round: fn(f64) -> f64) -> Values {
+    pub fn formula(&self, p: &[f32], q: &[f32], padding: bool, round: fn(f64) -> f64) -> Values {
         let (dim, n) = (self.dim, self.labels.len() as f64);
         let row = |id: u32| id as usize * dim..(id as usize + 1) * dim;
         let mut v = Values { scores: Vec::new(), loss: 0.0, d_users: vec![0.0; p.len()], d_items: vec![0.0; q.len()] };

@@ -2,9 +2,12 @@
 //!
 //! The limit of a case is not a chosen number: it is twice the error of a naive version that rounds to the device's element
 //! type after each step and sums in float32 (for float32 elements, the error that sums of that length may have). Outputs lie
-//! between sentinels. `collm-engine selftest` prints the table; the tests run the same cases on the emulator.
+//! between sentinels. `collm-engine selftest` prints the table; the tests run the same cases on the emulator. [`cpu`] holds the
+//! CPU's operations against the same oracles.
 
 pub mod attention;
+pub mod bench;
+pub mod cpu;
 mod floats;
 pub mod gemm;
 pub mod head;
@@ -44,21 +47,65 @@ impl Outcome {
     }
 }
 
-/// Runs all cases.
+/// The cases of one operation.
+pub type Cases = fn(&Cuda) -> Result<Vec<Outcome>>;
+
+/// Every operation.
+pub const OPERATIONS: [(&str, Cases); 12] = [
+    ("gemm", gemm::cases),
+    ("attention", attention::cases),
+    ("norm", norm::cases),
+    ("rope", rope::cases),
+    ("lora", lora::cases),
+    ("rows", rows::cases),
+    ("head", head::cases),
+    ("mask", mask::cases),
+    ("mapping", mapping::cases),
+    ("optimizer", optimizer::cases),
+    ("mf", mf::cases),
+    ("lightgcn", lightgcn::cases),
+];
+
+/// The outcomes of one operation.
+#[derive(Clone, Debug)]
+pub struct Summary<'a> {
+    /// Operation.
+    pub operation: &'static str,
+    /// How many.
+    pub cases: usize,
+    /// The one with the largest error for its limit.
+    pub worst: &'a Outcome,
+    /// How many did not pass.
+    pub failed: usize,
+}
+
+/// Outcomes by operation, in the order in which operations first occur.
+pub fn summarize(outcomes: &[Outcome]) -> Vec<Summary<'_>> {
+    // An exact case has limit 0: any error of it is the worst.
+    let strain = |o: &Outcome| if o.error == 0.0 { 0.0 } else { o.error / o.limit };
+    let mut list: Vec<Summary> = Vec::new();
+    for o in outcomes {
+        let failed = usize::from(!o.passed());
+        match list.iter_mut().find(|s| s.operation == o.operation) {
+            None => list.push(Summary { operation: o.operation, cases: 1, worst: o, failed }),
+            Some(s) => {
+                s.cases += 1;
+                s.failed += failed;
+                if strain(o) > strain(s.worst) {
+                    s.worst = o;
+                }
+            }
+        }
+    }
+    list
+}
+
+/// Runs all cases on a card.
 pub fn run(cuda: &Cuda) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
-    outcomes.extend(gemm::cases(cuda)?);
-    outcomes.extend(attention::cases(cuda)?);
-    outcomes.extend(norm::cases(cuda)?);
-    outcomes.extend(rope::cases(cuda)?);
-    outcomes.extend(lora::cases(cuda)?);
-    outcomes.extend(rows::cases(cuda)?);
-    outcomes.extend(head::cases(cuda)?);
-    outcomes.extend(mask::cases(cuda)?);
-    outcomes.extend(mapping::cases(cuda)?);
-    outcomes.extend(optimizer::cases(cuda)?);
-    outcomes.extend(mf::cases(cuda)?);
-    outcomes.extend(lightgcn::cases(cuda)?);
+    for (_, cases) in OPERATIONS {
+        outcomes.extend(cases(cuda)?);
+    }
     Ok(outcomes)
 }
 
@@ -234,5 +281,26 @@ impl GuardedF32 {
         let mut values = self.buffer.download(cuda, self.buffer.len())?;
         let contained = values.split_off(self.len).iter().all(|x| x.to_le_bytes() == [SENTINEL; 4]);
         Ok((values, contained))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_case_is_the_one_nearest_to_its_limit() {
+        let case =
+            |operation, error, limit, contained| Outcome { operation, case: String::new(), error, limit, contained };
+        let outcomes = [
+            case("a", 1e-3, 1e-2, true),
+            case("b", 0.0, 0.0, true),
+            case("a", 1e-6, 1e-6, true),
+            case("a", 5e-3, 1e-2, false),
+            case("b", 1e-9, 0.0, true),
+        ];
+        let list = summarize(&outcomes);
+        let shown: Vec<_> = list.iter().map(|s| (s.operation, s.cases, s.worst.error, s.failed)).collect();
+        assert_eq!(shown, [("a", 3, 1e-6, 1), ("b", 2, 1e-9, 1)]);
     }
 }

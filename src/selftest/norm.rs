@@ -6,7 +6,7 @@ use crate::device::cuda::norm::Norm;
 use crate::device::cuda::{Cuda, Result};
 
 /// Large enough that leaving it out shows.
-const EPS: f32 = 0.03;
+pub(super) const EPS: f32 = 0.03;
 
 /// 1 / sqrt(mean(x²) + eps) of each row.
 pub(super) fn factors(x: &[f64], width: usize, eps: f64) -> Vec<f64> {

@@ -10,18 +10,18 @@ use crate::device::cuda::optimizer::{Optimizer, Step, Trained};
 use crate::device::cuda::{Cuda, Precision, Result};
 
 /// Shorter than a vector, a chunk exactly, a chunk and a bit, several.
-const LENGTHS: [usize; 5] = [3, 4096, 4101, 1, 9000];
-const STEPS: usize = 4;
+pub(super) const LENGTHS: [usize; 5] = [3, 4096, 4101, 1, 9000];
+pub(super) const STEPS: usize = 4;
 
 /// The formula, in the arithmetic of `round`.
-struct Oracle {
-    w: Vec<f64>,
-    m: Vec<f64>,
-    v: Vec<f64>,
+pub(super) struct Oracle {
+    pub w: Vec<f64>,
+    pub m: Vec<f64>,
+    pub v: Vec<f64>,
 }
 
 impl Oracle {
-    fn step(&mut self, t: usize, lr: f64, way: Decay, decay: &[f64], g: &[f64], round: fn(f64) -> f64) {
+    pub fn step(&mut self, t: usize, lr: f64, way: Decay, decay: &[f64], g: &[f64], round: fn(f64) -> f64) {
         let (c1, c2) = (1.0 - 0.9f64.powi(t as i32), 1.0 - 0.999f64.powi(t as i32));
         for (i, (&g, &decay)) in g.iter().zip(decay).enumerate() {
             let w = &mut self.w[i];
@@ -51,7 +51,7 @@ pub fn cases(cuda: &Cuda) -> Result<Vec<Outcome>> {
 }
 
 /// Decay differs from tensor to tensor.
-fn decay_of(tensor: usize) -> f64 {
+pub(super) fn decay_of(tensor: usize) -> f64 {
     [1e-3, 0.0, 0.02][tensor % 3]
 }
 

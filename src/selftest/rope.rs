@@ -6,20 +6,20 @@ use crate::device::cuda::rope::{Part, Rope};
 use crate::device::cuda::{Buffer, Cuda, Result};
 
 /// One part of a row in float64.
-struct Oracle {
-    column: usize,
-    heads: usize,
-    turned: bool,
-    u: usize,
-    rank: usize,
+pub(super) struct Oracle {
+    pub column: usize,
+    pub heads: usize,
+    pub turned: bool,
+    pub u: usize,
+    pub rank: usize,
     /// `[heads · head_dim, rank]`.
-    b: Vec<f64>,
+    pub b: Vec<f64>,
 }
 
 /// The angles of a head's pairs.
-struct Angles {
-    positions: Vec<u32>,
-    inv_freq: Vec<f64>,
+pub(super) struct Angles {
+    pub positions: Vec<u32>,
+    pub inv_freq: Vec<f64>,
 }
 
 impl Oracle {
@@ -42,7 +42,7 @@ impl Oracle {
     }
 
     /// turn(y + u Bᵀ).
-    fn forward(&self, y: &[f64], u: &[f64], angles: &Angles) -> Vec<f64> {
+    pub fn forward(&self, y: &[f64], u: &[f64], angles: &Angles) -> Vec<f64> {
         let mut y = y.to_vec();
         if self.rank > 0 {
             add_adapter(&mut y, self.width(angles), u, &self.b);
@@ -54,7 +54,7 @@ impl Oracle {
     }
 
     /// The gradients of y and of u.
-    fn backward(&self, d_y: &[f64], angles: &Angles) -> (Vec<f64>, Vec<f64>) {
+    pub fn backward(&self, d_y: &[f64], angles: &Angles) -> (Vec<f64>, Vec<f64>) {
         let mut d_y = d_y.to_vec();
         if self.turned {
             self.turn(&mut d_y, angles, -1.0);

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::layers::{Fault, Layers};
 use super::schedule::{Schedule, ScheduleKind};
+use crate::collab::lightgcn::LightGcnConfig;
 use crate::collab::mf::MfConfig;
 use crate::device::ops::Loss;
 use crate::llm::peft::{TARGETS, Target};
@@ -74,10 +75,12 @@ pub struct PromptConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CollabConfig {
-    /// Which model: `mf`.
+    /// Which model: `mf`, `lightgcn`.
     pub model: String,
     /// Settings of MF.
     pub mf: MfConfig,
+    /// Settings of LightGCN.
+    pub lightgcn: LightGcnConfig,
 }
 
 /// `[lora]`
@@ -193,7 +196,7 @@ impl Default for PromptConfig {
 
 impl Default for CollabConfig {
     fn default() -> Self {
-        CollabConfig { model: "mf".into(), mf: MfConfig::default() }
+        CollabConfig { model: "mf".into(), mf: MfConfig::default(), lightgcn: LightGcnConfig::default() }
     }
 }
 
@@ -262,8 +265,9 @@ impl StageConfig {
     }
 }
 
-const PRESETS: [(&str, &str); 2] = [
+const PRESETS: [(&str, &str); 3] = [
     ("ml-1m/collm-mf", include_str!("presets/ml-1m-collm-mf.toml")),
+    ("ml-1m/collm-lightgcn", include_str!("presets/ml-1m-collm-lightgcn.toml")),
     ("ml-100k/collm-mf", include_str!("presets/ml-100k-collm-mf.toml")),
 ];
 
@@ -306,7 +310,7 @@ impl Config {
     /// Do the values make sense? The first that does not, and what would.
     fn check(&self) -> Result<(), Fault> {
         let fault = |key: &str, what: String| Err((key.to_string(), what));
-        let mf = &self.collab.mf;
+        let (mf, gcn) = (&self.collab.mf, &self.collab.lightgcn);
         // At least 1; the upper bounds keep a slip of the finger from becoming an allocation.
         counts(&[
             ("lora.rank", self.lora.rank as u64, 4096),
@@ -318,11 +322,18 @@ impl Config {
             ("collab.mf.batch_size", mf.batch_size as u64, LARGEST),
             ("collab.mf.max_epochs", mf.max_epochs as u64, LARGEST),
             ("collab.mf.patience", mf.patience as u64, LARGEST),
+            ("collab.lightgcn.dim", gcn.dim as u64, 16_384),
+            ("collab.lightgcn.layers", gcn.layers as u64, 16),
+            ("collab.lightgcn.batch_size", gcn.batch_size as u64, LARGEST),
+            ("collab.lightgcn.max_epochs", gcn.max_epochs as u64, LARGEST),
+            ("collab.lightgcn.patience", gcn.patience as u64, LARGEST),
             ("checkpoint.every_steps", self.checkpoint.every_steps, LARGEST),
         ])?;
         not_negative(&[
             ("collab.mf.learning_rate", mf.learning_rate),
             ("collab.mf.weight_decay", mf.weight_decay),
+            ("collab.lightgcn.learning_rate", gcn.learning_rate),
+            ("collab.lightgcn.weight_decay", gcn.weight_decay),
             ("lora.alpha", self.lora.alpha),
         ])?;
         if let Some(t) = self.lora.targets.iter().find(|t| Target::named(t).is_none()) {
@@ -334,8 +345,8 @@ impl Config {
         if !(0.0..1.0).contains(&self.lora.dropout) {
             return fault("lora.dropout", format!("is {}; expected 0 <= dropout < 1", self.lora.dropout));
         }
-        if self.collab.model != "mf" {
-            return fault("collab.model", format!("is {:?}; known: mf", self.collab.model));
+        if !["mf", "lightgcn"].contains(&self.collab.model.as_str()) {
+            return fault("collab.model", format!("is {:?}; known: mf, lightgcn", self.collab.model));
         }
         for (key, name) in [("prompt.stage1", &self.prompt.stage1), ("prompt.stage2", &self.prompt.stage2)] {
             Template::find(name).map_err(|e| (key.to_string(), format!("is not usable: {e}")))?;

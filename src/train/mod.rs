@@ -4,6 +4,7 @@ pub mod config;
 mod error;
 mod layers;
 pub mod pipeline;
+pub mod ranking;
 pub mod run_dir;
 pub mod schedule;
 pub mod scoring;

@@ -11,9 +11,11 @@ use super::stage::{INTERRUPTED, Outcome, Stage, limited_rows};
 use super::trainable::{Trainable, score_rows};
 use crate::checkpoint::{Checkpoint, write_tensors};
 use crate::cie::Mapping;
-use crate::collab::mf::{self, Mf};
+use crate::collab::mf::Mf;
+use crate::collab::{lightgcn, training};
 use crate::data::{Dataset, Samples, Split};
 use crate::device::Device;
+use crate::device::cuda::Cuda;
 use crate::eval::report::MethodResult;
 use crate::files::sha256;
 use crate::llm::model::{Model, Workspace};
@@ -37,6 +39,7 @@ pub enum Part {
 pub struct Pipeline {
     config: Config,
     data: Dataset,
+    device: Device,
     model: Model,
     tokenizer: LlmTokenizer,
     templates: [Template; 2],
@@ -90,7 +93,7 @@ impl Pipeline {
         }
         let templates = [Template::find(&config.prompt.stage1)?, Template::find(&config.prompt.stage2)?];
         let model = Model::on(device, weights, yes, no, longest)?;
-        Ok(Pipeline { config, data, model, tokenizer, templates, cache: cache.to_path_buf(), progress })
+        Ok(Pipeline { config, data, device, model, tokenizer, templates, cache: cache.to_path_buf(), progress })
     }
 
     /// The configuration.
@@ -123,23 +126,27 @@ impl Pipeline {
         Ok(prompts)
     }
 
-    /// The collaborative model of the run: trained, resumed or loaded.
+    /// The vectors of the run's collaborative model: trained, resumed or loaded.
     pub fn collab(&self, run: &mut RunDir) -> Result<Mf, Error> {
-        let path = run.root().join("collab").join("mf.safetensors");
-        let config = &self.config.collab.mf;
-        let key = sha256(format!("{config:?} {}", self.data.fingerprint).as_bytes());
+        let config = &self.config.collab;
+        let path = self.collab_path(run.root());
+        let (settings, title, epochs) = match config.model.as_str() {
+            "lightgcn" => (format!("{:?}", config.lightgcn), "LightGCN", config.lightgcn.max_epochs),
+            _ => (format!("{:?}", config.mf), "MF", config.mf.max_epochs),
+        };
+        let key = sha256(format!("{settings} {}", self.data.fingerprint).as_bytes());
         if path.exists() {
             let (_, facts) = crate::checkpoint::read_tensors(&path).map_err(Error::io(&path))?;
             if facts.get("key") == Some(&key) {
-                return Ok(Mf::load(&path)?);
+                return self.load_collab(run.root());
             }
             return Err(Error::state(&path, "was trained on other data or with other settings; choose another --run"));
         }
         let checkpoints = run.checkpoints("collab");
-        let task = self.progress.task("MF", config.max_epochs as u64);
+        let task = self.progress.task(title, epochs as u64);
         let mut logged = Ok(());
         let mut first = true;
-        let trained = mf::train(&self.data, config, Some(&checkpoints), &mut |epoch, loss, auc| {
+        let mut observe = |epoch: usize, loss: f64, auc: f64| {
             if std::mem::take(&mut first) {
                 logged = run.rewind("collab", Some(epoch as u64 - 1));
             }
@@ -148,7 +155,22 @@ impl Pipeline {
             }
             task.report(epoch as u64, &format!("loss {loss:.4} valid AUC {auc:.4}"));
             logged.is_ok() && !INTERRUPTED.load(Ordering::Relaxed)
-        });
+        };
+        let cuda = match self.device {
+            Device::Cpu => None,
+            Device::Cuda { ordinal, precision } => {
+                Some(Cuda::open(ordinal, precision).map_err(crate::collab::Error::from)?)
+            }
+        };
+        let (cuda, saved) = (cuda.as_ref(), Some(&*checkpoints));
+        let trained = match config.model.as_str() {
+            "lightgcn" => lightgcn::fit(&self.data, &config.lightgcn, cuda, saved, &mut observe),
+            _ => {
+                let mf = &config.mf;
+                let start = Mf::init(self.data.n_users, self.data.n_items, mf.dim, mf.seed);
+                training::train(&self.data, start, &mf.recipe(), None, cuda, saved, &mut observe)
+            }
+        };
         logged?;
         let trained = trained.map_err(|e| match e {
             crate::collab::Error::Interrupted => Error::Interrupted,
@@ -160,9 +182,20 @@ impl Pipeline {
         ));
         let facts =
             [("key", key), ("best_epoch", trained.best_epoch.to_string()), ("valid_auc", trained.best_auc.to_string())];
-        let facts: Vec<(&str, String)> = facts.into_iter().collect();
-        trained.model.save(&path, &facts)?;
-        Ok(trained.model)
+        match config.model.as_str() {
+            "lightgcn" => lightgcn::save(&trained, &path, &facts)?,
+            _ => trained.tables.save(&path, &facts)?,
+        }
+        Ok(trained.vectors)
+    }
+
+    fn collab_path(&self, run: &Path) -> PathBuf {
+        run.join("collab").join(format!("{}.safetensors", self.config.collab.model))
+    }
+
+    fn load_collab(&self, run: &Path) -> Result<Mf, Error> {
+        let path = self.collab_path(run);
+        Ok(if self.config.collab.model == "lightgcn" { lightgcn::load(&path)? } else { Mf::load(&path)? })
     }
 
     /// What stage 1 starts from.
@@ -224,7 +257,7 @@ impl Pipeline {
         if part != Part::Stage2 {
             return Ok(Trained { tensors: Trainable { lora: self.stage1_best(run)?, cie: None }, mf: None });
         }
-        let mf = Mf::load(&run.join("collab").join("mf.safetensors"))?;
+        let mf = self.load_collab(run)?;
         let mut tensors = self.with_cie(self.fresh().lora, mf.dim);
         self.load_best(run, "stage2", &mut tensors)?;
         Ok(Trained { tensors, mf: Some(mf) })
@@ -285,9 +318,11 @@ impl Pipeline {
         let stage2 = self.trained(run, Part::Stage2)?;
         let began = Instant::now();
         let scores = stage2.mf.as_ref().map(|mf| mf.scores(&samples)).unwrap_or_default();
-        results.push((MethodResult::new("MF", &samples, &scores)?, began.elapsed()));
+        let name = if self.config.collab.model == "lightgcn" { "LightGCN" } else { "MF" };
+        results.push((MethodResult::new(name, &samples, &scores)?, began.elapsed()));
         let stage1 = self.trained(run, Part::Stage1)?;
-        for (name, part, trained) in [("TALLRec (stage 1)", Part::Stage1, &stage1), ("CoLLM-MF", Part::Stage2, &stage2)]
+        for (name, part, trained) in
+            [("TALLRec (stage 1)", Part::Stage1, &stage1), (&format!("CoLLM-{name}"), Part::Stage2, &stage2)]
         {
             let (scores, took) = self.score_test(part, Some(trained), &rows, name)?;
             results.push((MethodResult::new(name, &samples, &scores)?, took));

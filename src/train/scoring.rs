@@ -161,6 +161,24 @@ impl<'a> Scorer<'a> {
         Ok(rows)
     }
 
+    /// Rows that ask for each candidate after everything the user is known to like; with `keep_liked` false, without what they like.
+    pub fn candidates(&self, user: u32, items: &[u32], keep_liked: bool) -> Result<Samples, Error> {
+        let data = self.pipeline.data();
+        let liked = self.liked.get(&user).map_or(&[][..], Vec::as_slice);
+        let mut rows = Samples::empty();
+        for &item in items {
+            if data.titles.get(item as usize).is_none_or(String::is_empty) {
+                let what =
+                    format!("candidate {item} has no title in the data; known items are 1 to {}", data.n_items - 1);
+                return Err(Error::state(Path::new(&self.pipeline.config().data.dir), what));
+            }
+            if keep_liked || !liked.contains(&item) {
+                rows.push(-1, user, item, 0, 0, liked);
+            }
+        }
+        Ok(rows)
+    }
+
     /// The score of every row.
     pub fn score(&mut self, rows: &Samples) -> Result<Vec<f32>, Error> {
         let config = self.pipeline.config();
@@ -182,9 +200,10 @@ impl<'a> Scorer<'a> {
     }
 }
 
-/// Writes uid, iid, score: CSV as it comes, Parquet at the end.
+/// Writes rows of ids and a score: CSV as they come, Parquet at the end.
 pub struct ScoreWriter {
     path: PathBuf,
+    columns: &'static [&'static str],
     sink: Sink,
 }
 
@@ -192,22 +211,23 @@ enum Sink {
     Stdout,
     /// Written under a temporary name, renamed when it is whole.
     Csv(BufWriter<tempfile::NamedTempFile>),
-    Parquet(Vec<i64>, Vec<i64>, Vec<f32>),
+    /// A column of each kind of id, and the scores.
+    Parquet(Vec<Vec<i64>>, Vec<f32>),
 }
 
 impl ScoreWriter {
-    /// Opens the output; `-` is standard output.
-    pub fn create(path: &Path) -> Result<Self, Error> {
+    /// Opens the output; `-` is standard output. `columns`: names of the ids; the score comes last.
+    pub fn create(path: &Path, columns: &'static [&'static str]) -> Result<Self, Error> {
         let sink = if path == Path::new("-") {
             Sink::Stdout
         } else if path.extension().is_some_and(|e| e == "parquet") {
-            Sink::Parquet(Vec::new(), Vec::new(), Vec::new())
+            Sink::Parquet(vec![Vec::new(); columns.len()], Vec::new())
         } else {
             let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
             Sink::Csv(BufWriter::new(tempfile::NamedTempFile::new_in(dir).map_err(Error::io(dir))?))
         };
-        let mut writer = ScoreWriter { path: path.to_path_buf(), sink };
-        writer.line("uid,iid,score\n")?;
+        let mut writer = ScoreWriter { path: path.to_path_buf(), columns, sink };
+        writer.line(&format!("{},score\n", columns.join(",")))?;
         Ok(writer)
     }
 
@@ -220,16 +240,22 @@ impl ScoreWriter {
         written.map_err(Error::io(&self.path))
     }
 
-    /// Adds rows.
-    pub fn write(&mut self, rows: &Samples, scores: &[f32]) -> Result<(), Error> {
-        if let Sink::Parquet(uid, iid, score) = &mut self.sink {
-            uid.extend(rows.uid.iter().map(|&u| i64::from(u)));
-            iid.extend(rows.iid.iter().map(|&i| i64::from(i)));
-            score.extend_from_slice(scores);
-            return Ok(());
+    /// Adds rows: ids in the order of the columns, and their score.
+    pub fn write<const N: usize>(&mut self, rows: impl IntoIterator<Item = ([u32; N], f32)>) -> Result<(), Error> {
+        assert_eq!(N, self.columns.len(), "an id for each column");
+        let mut lines = String::new();
+        for (ids, score) in rows {
+            match &mut self.sink {
+                Sink::Parquet(columns, scores) => {
+                    columns.iter_mut().zip(ids).for_each(|(c, id)| c.push(i64::from(id)));
+                    scores.push(score);
+                }
+                _ => {
+                    ids.iter().for_each(|id| lines += &format!("{id},"));
+                    lines += &format!("{score}\n");
+                }
+            }
         }
-        let lines: String =
-            (0..rows.len()).map(|i| format!("{},{},{}\n", rows.uid[i], rows.iid[i], scores[i])).collect();
         self.line(&lines)
     }
 
@@ -243,12 +269,11 @@ impl ScoreWriter {
                 file.as_file().sync_all().map_err(Error::io(&self.path))?;
                 file.persist(&self.path).map(|_| ()).map_err(|e| Error::Io { path: self.path.clone(), source: e.error })
             }
-            Sink::Parquet(uid, iid, score) => {
-                let batch = RecordBatch::try_from_iter([
-                    ("uid", Arc::new(Int64Array::from(uid)) as ArrayRef),
-                    ("iid", Arc::new(Int64Array::from(iid)) as ArrayRef),
-                    ("score", Arc::new(Float32Array::from(score)) as ArrayRef),
-                ]);
+            Sink::Parquet(ids, scores) => {
+                let ids = ids.into_iter().map(|c| Arc::new(Int64Array::from(c)) as ArrayRef);
+                let columns = self.columns.iter().copied().zip(ids);
+                let scores = [("score", Arc::new(Float32Array::from(scores)) as ArrayRef)];
+                let batch = RecordBatch::try_from_iter(columns.chain(scores));
                 let batch = batch.map_err(|e| Error::state(&self.path, e.to_string()))?;
                 Ok(write_batch(&self.path, &batch)?)
             }

@@ -298,7 +298,7 @@ impl<'a> Trainer<'a> {
         for run in micro_batches(&lengths, config.micro_batch_tokens) {
             let first = run.start;
             let rows_here = &rows[run];
-            let (batch, x) = packed(stage.mf, samples, stage.train, rows_here, from, first);
+            let (batch, x) = packed(stage.mf, samples, stage.train, rows_here, None, from, first);
             let labels: Vec<f32> = rows_here.iter().map(|&r| samples.label[r].into()).collect();
             let weight = 1.0 / rows.len() as f32;
             self.learned.micro_batch(MicroBatch { batch: &batch, x: &x, labels: &labels, weight, dropout })?;

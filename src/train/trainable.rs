@@ -6,10 +6,11 @@ use crate::cie::Mapping;
 use crate::collab::mf::Mf;
 use crate::data::Samples;
 use crate::device::ops::Loss;
-use crate::llm::batch::{GradientFrom, PackedBatch, micro_batches};
+use crate::llm::batch::{GradientFrom, PackedBatch};
 use crate::llm::cuda::Rules;
 use crate::llm::model::{Model, Workspace};
 use crate::llm::peft::LoraTensors;
+use crate::llm::sharing::{Group, Sharing};
 use crate::prompt::PromptSet;
 
 /// What is trained, and what fills the slots.
@@ -116,12 +117,23 @@ pub(super) fn score_with(
     batch_tokens: usize,
     mut done: impl FnMut(usize),
 ) -> Result<Vec<f32>, Error> {
-    let lengths: Vec<usize> = rows.iter().map(|&r| prompts.tokens(r)).collect();
-    let mut scores = Vec::with_capacity(rows.len());
-    for run in micro_batches(&lengths, batch_tokens) {
-        let (batch, x) = packed(mf, samples, prompts, &rows[run], GradientFrom::Start, 0);
-        scores.extend(scorer(&batch, &x)?);
-        done(scores.len());
+    let refs: Vec<_> = rows.iter().map(|&r| prompts.get(r)).collect();
+    let ids: Vec<_> = rows.iter().map(|&r| (samples.uid[r], samples.iid[r])).collect();
+    // Rows of one user mostly begin alike: that part is computed once.
+    let sharing = Sharing::best(&refs, &ids, GradientFrom::Start);
+    let (mut scores, mut n_done) = (vec![0.0; rows.len()], 0);
+    for groups in sharing.batches(|i| refs[i].ids.len(), batch_tokens) {
+        let (first, end) = (groups[0].members.start, groups[groups.len() - 1].members.end);
+        let places = &sharing.order[first..end];
+        let here: Vec<usize> = places.iter().map(|&i| rows[i]).collect();
+        let groups: Vec<Group> = groups
+            .iter()
+            .map(|g| Group { members: g.members.start - first..g.members.end - first, prefix: g.prefix })
+            .collect();
+        let (batch, x) = packed(mf, samples, prompts, &here, Some(&groups), GradientFrom::Start, 0);
+        places.iter().zip(scorer(&batch, &x)?).for_each(|(&i, score)| scores[i] = score);
+        n_done += places.len();
+        done(n_done);
     }
     Ok(scores)
 }
@@ -132,6 +144,7 @@ pub(super) fn packed(
     samples: &Samples,
     prompts: &PromptSet,
     rows: &[usize],
+    groups: Option<&[Group]>,
     from: GradientFrom,
     first: usize,
 ) -> (PackedBatch, Vec<f32>) {
@@ -139,5 +152,9 @@ pub(super) fn packed(
     let has_slots = refs.iter().any(|p| !p.slots.is_empty());
     let x = mf.filter(|_| has_slots).map(|mf| collaborative_vectors(mf, samples, rows)).unwrap_or_default();
     let tokens_per_vector = refs.iter().flat_map(|p| p.slots).map(|s| s.part as usize + 1).max().unwrap_or(1);
-    (PackedBatch::new(&refs, tokens_per_vector, from, first), x)
+    let batch = match groups {
+        Some(groups) => PackedBatch::grouped(&refs, groups, tokens_per_vector, from, first),
+        None => PackedBatch::new(&refs, tokens_per_vector, from, first),
+    };
+    (batch, x)
 }

@@ -8,6 +8,7 @@ use crate::common::fixture;
 use collm_engine::device::Device;
 use collm_engine::device::cuda::{Cuda, Precision};
 use collm_engine::llm::verify::verify;
+use collm_engine::selftest::{self, Outcome};
 
 unsafe extern "C" {
     fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
@@ -38,27 +39,34 @@ pub fn cuda(precision: Precision) -> Cuda {
     Cuda::open(0, precision).unwrap()
 }
 
-#[test]
-fn operations_agree_with_float64() {
+/// All cases of one operation, in both builds of the kernels.
+fn judge(cases: fn(&Cuda) -> collm_engine::device::cuda::Result<Vec<Outcome>>) {
     for precision in [Precision::F32, Precision::Bf16] {
-        let cuda = cuda(precision);
-        let outcomes = collm_engine::selftest::run(&cuda).unwrap();
-        for o in &outcomes {
-            println!("{precision:?} {} {}: {:.2e} of {:.2e}", o.operation, o.case, o.error, o.limit);
-        }
-        for o in &outcomes {
-            assert!(
-                o.passed(),
-                "{precision:?} {} {}: error {:e}, limit {:e}, contained {}",
-                o.operation,
-                o.case,
-                o.error,
-                o.limit,
-                o.contained
-            );
-        }
+        let outcomes = cases(&cuda(precision)).unwrap();
+        assert!(!outcomes.is_empty());
+        let bad: Vec<_> = outcomes.iter().filter(|o| !o.passed()).collect();
+        assert!(bad.is_empty(), "{precision:?}: {bad:#?}");
     }
 }
+
+macro_rules! operations {
+    ($($name:ident),*) => {
+        $(
+            #[test]
+            fn $name() {
+                judge(selftest::$name::cases);
+            }
+        )*
+
+        /// `collm-engine selftest` runs no operation that has no test here.
+        #[test]
+        fn every_operation_has_a_test() {
+            let names = [$(stringify!($name)),*];
+            assert_eq!(selftest::OPERATIONS.map(|o| o.0), names);
+        }
+    };
+}
+operations!(gemm, attention, norm, rope, lora, rows, head, mask, mapping, optimizer, mf, lightgcn);
 
 /// Every golden model through the kernels: float32 at the CPU's limits, bf16 at twice the error of a naive bf16 version, tensor by
 /// tensor (`golden/bf16.json`, made by `bf16.py` beside it).

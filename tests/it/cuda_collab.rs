@@ -1,24 +1,19 @@
-//! The CUDA operations beside the LLM, on the emulator: their cases apart, and PyTorch's results.
+//! The CUDA operations beside the LLM, on the emulator: PyTorch's results.
 
+use collm_engine::collab::lightgcn::{self, LightGcnConfig};
+use collm_engine::collab::mf::MfConfig;
+use collm_engine::collab::{self, training};
+use collm_engine::data::Dataset;
 use collm_engine::device::cpu::lightgcn::Adjacency;
 use collm_engine::device::cpu::optimizer::Decay;
 use collm_engine::device::cuda::lightgcn::LightGcn;
 use collm_engine::device::cuda::mf::{BatchLists, Mf, Tables};
 use collm_engine::device::cuda::optimizer::{Optimizer, Step, Trained};
-use collm_engine::device::cuda::{Buffer, Precision};
-use collm_engine::selftest::{self, Outcome};
+use collm_engine::device::cuda::{Buffer, Cuda, Precision};
 use safetensors::{Dtype, SafeTensors};
 
+use crate::common::tiny_data;
 use crate::cuda::cuda;
-
-fn passed(outcomes: &[Outcome]) {
-    for o in outcomes {
-        println!("{} {}: {:.2e} of {:.2e}", o.operation, o.case, o.error, o.limit);
-    }
-    for o in outcomes {
-        assert!(o.passed(), "{} {}: {:e} of {:e}, contained {}", o.operation, o.case, o.error, o.limit, o.contained);
-    }
-}
 
 fn floats(file: &SafeTensors, name: &str) -> Vec<f32> {
     let t = file.tensor(name).unwrap();
@@ -42,13 +37,6 @@ fn close(got: &[f32], want: &[f32], limit: f32, what: &str) {
     let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
     for (g, w) in got.iter().zip(want) {
         assert!((g - w).abs() <= limit * largest, "{what}: {g} against {w}");
-    }
-}
-
-#[test]
-fn optimizer() {
-    for precision in [Precision::F32, Precision::Bf16] {
-        passed(&selftest::optimizer::cases(&cuda(precision)).unwrap());
     }
 }
 
@@ -80,23 +68,6 @@ fn optimizer_agrees_with_pytorch() {
         optimizer.step(&cuda, step(1e-3)).unwrap();
     }
     close(&w.download(&cuda, w.len()).unwrap(), &floats(&file, "adam_l2.w6"), 1e-6, "Adam with L2");
-}
-
-#[test]
-fn mapping() {
-    for precision in [Precision::F32, Precision::Bf16] {
-        passed(&selftest::mapping::cases(&cuda(precision)).unwrap());
-    }
-}
-
-#[test]
-fn mf() {
-    passed(&selftest::mf::cases(&cuda(Precision::Bf16)).unwrap());
-}
-
-#[test]
-fn lightgcn() {
-    passed(&selftest::lightgcn::cases(&cuda(Precision::Bf16)).unwrap());
 }
 
 /// nn.Embedding with padding, BCEWithLogitsLoss and autograd.
@@ -155,4 +126,34 @@ fn lightgcn_agrees_with_pytorch() {
     gcn.propagate(&cuda, layers, &d_mean, &d_nodes).unwrap();
     let want = all("grad.embedding_user.weight", "grad.embedding_item.weight");
     close(&d_nodes.download(&cuda, nodes.len()).unwrap(), &want, 1e-6, "gradient of the tables");
+}
+
+/// MF and LightGCN trained on the card follow the CPU, epoch by epoch.
+#[test]
+fn training_follows_the_cpu() {
+    let cuda = cuda(Precision::Bf16);
+    let dir = tempfile::tempdir().unwrap();
+    let data = Dataset::load(&tiny_data(dir.path())).unwrap();
+    let curves = |cuda: Option<&Cuda>| {
+        let mut curve = Vec::new();
+        let mut observe = |_: usize, loss: f64, auc: f64| {
+            curve.push((loss, auc));
+            true
+        };
+        let mf = MfConfig { dim: 8, learning_rate: 0.05, batch_size: 64, max_epochs: 5, ..MfConfig::default() };
+        let start = collab::mf::Mf::init(data.n_users, data.n_items, mf.dim, mf.seed);
+        let a = training::train(&data, start, &mf.recipe(), None, cuda, None, &mut observe).unwrap();
+        let gcn = LightGcnConfig { dim: 8, batch_size: 64, max_epochs: 5, ..LightGcnConfig::default() };
+        let b = lightgcn::fit(&data, &gcn, cuda, None, &mut observe).unwrap();
+        (curve, [a.tables.users, a.tables.items, b.tables.users, b.tables.items])
+    };
+    let (want, got) = (curves(None), curves(Some(&cuda)));
+    assert_eq!(want.0.len(), 10);
+    for ((loss, auc), (loss_cpu, auc_cpu)) in got.0.iter().zip(&want.0) {
+        assert!((loss - loss_cpu).abs() < 1e-5 * loss_cpu, "loss {loss}, on the CPU {loss_cpu}");
+        assert!((auc - auc_cpu).abs() < 2e-3, "AUC {auc}, on the CPU {auc_cpu}");
+    }
+    for (got, want) in got.1.iter().zip(&want.1) {
+        close(got, want, 1e-4, "tables");
+    }
 }

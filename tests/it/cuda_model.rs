@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::common::{command, path, tiny_data, tiny_model};
 use crate::cuda::{emulator, load_emulator};
-use crate::model::{LABELS, Prompts, adapter, all, pass, pass_in, vectors, weights};
+use crate::model::{LABELS, Prompts, adapter, all, close, pass, pass_in, shared_and_not, vectors, weights};
+use collm_engine::checkpoint::read_tensors;
 use collm_engine::cie::Mapping;
 use collm_engine::device::Device;
 use collm_engine::device::cpu::optimizer::Adam;
@@ -20,13 +21,6 @@ use collm_engine::rng::Rng;
 fn on_card(precision: Precision) -> Model {
     load_emulator();
     Model::on(Device::Cuda { ordinal: 0, precision }, weights(16), 7, 9, 64).unwrap()
-}
-
-fn close(got: &[f32], want: &[f32], limit: f32, what: &str) {
-    let largest = want.iter().fold(1e-30f32, |m, x| m.max(x.abs()));
-    for (g, w) in got.iter().zip(want) {
-        assert!((g - w).abs() <= limit * largest, "{what}: {g} on the card, {w} on the CPU, largest {largest}");
-    }
 }
 
 #[test]
@@ -47,6 +41,20 @@ fn passes_agree_with_the_cpu() {
         close(&got.2, &want.2, 1e-4, &format!("{case}: d_vectors"));
         for ((name, g), (_, w)) in got.1.named().into_iter().zip(want.1.named()) {
             close(g, w, 1e-4, &format!("{case}: {name}"));
+        }
+    }
+}
+
+#[test]
+fn sharing_changes_no_score_and_no_gradient() {
+    let card = on_card(Precision::F32);
+    let lora = adapter(&card);
+    for from in [GradientFrom::Start, GradientFrom::FirstSlot] {
+        let [apart, shared] = shared_and_not(&card, &lora, from);
+        close(&shared.0, &apart.0, 1e-5, "scores");
+        close(&shared.2, &apart.2, 2e-5, "gradients of the vectors");
+        for ((name, g), (_, w)) in shared.1.named().into_iter().zip(apart.1.named()) {
+            close(g, w, 2e-5, &name);
         }
     }
 }
@@ -85,7 +93,7 @@ fn the_memory_plan_covers_what_is_allocated() {
     let used = card.cuda_allocated() - before;
     // Beside the plan lie the batch's index arrays, attention's lists of work, and LoRA's table.
     assert!(used <= plan.needed() + (16 << 10), "{used} bytes allocated, {} planned", plan.needed());
-    assert!(used + (16 << 10) >= plan.needed(), "{used} bytes allocated, {} planned", plan.needed());
+    assert!(10 * used >= 9 * plan.needed(), "{used} bytes allocated, {} planned", plan.needed());
 }
 
 /// What a stage learns, and where it begins.
@@ -242,5 +250,50 @@ fn training_follows_the_cpu() {
                 "{device}, line {step}: {got}, on the CPU {want}"
             );
         }
+    }
+}
+
+/// What a run writes does not depend on the order of blocks and warps, on the moment at which copies land, or on the host's threads.
+#[test]
+fn the_same_bits_in_any_order_of_blocks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, model) = (tiny_data(dir.path()), tiny_model(dir.path()));
+    std::os::unix::fs::symlink(emulator(), dir.path().join("libcuda.so.1")).unwrap();
+    let settings = [
+        "prompt.style.max_history=2",
+        "prompt.style.max_tokens=512",
+        "collab.mf.dim=8",
+        "collab.mf.max_epochs=2",
+        "stage1.batch_rows=3",
+        "stage1.steps_per_epoch=2",
+        "stage1.max_epochs=1",
+        "stage2.batch_rows=3",
+        "stage2.steps_per_epoch=2",
+        "stage2.max_epochs=1",
+        "eval.valid_rows=2",
+    ];
+    let train = |name: &str, environment: &[(&str, &str)]| {
+        let run = dir.path().join(name);
+        let mut args = vec!["train", "--data", path(&data), "--llm", path(&model), "--run", path(&run)];
+        args.extend(["--device", "cuda", "--no-test"]);
+        settings.iter().for_each(|s| args.extend(["--set", s]));
+        let mut command = command(&args);
+        command.env("LD_LIBRARY_PATH", dir.path()).env("CUEMU_CHECK", "off").envs(environment.iter().copied());
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr));
+        let files = ["collab/mf.safetensors", "adapter/adapter_model.safetensors", "cie.safetensors"];
+        let tensors: Vec<_> = files.iter().map(|f| read_tensors(&run.join(f)).unwrap().0).collect();
+        (losses(&run, "train"), tensors)
+    };
+    let want = train("in-order", &[]);
+    assert_eq!(want.0.len(), 4);
+    for (name, environment) in [
+        ("permuted", &[("CUEMU_SEED", "7")][..]),
+        ("permuted-eager", &[("CUEMU_SEED", "3"), ("CUEMU_COPIES", "eager")]),
+        ("one-thread", &[("CUEMU_THREADS", "1")]),
+    ] {
+        let got = train(name, environment);
+        assert_eq!(got.0, want.0, "{name}: losses");
+        assert!(got.1 == want.1, "{name}: tensors");
     }
 }

@@ -6,6 +6,7 @@ use collm_engine::llm::ModelConfig;
 use collm_engine::llm::batch::{GradientFrom, PackedBatch};
 use collm_engine::llm::model::{Model, TrainPass, Workspace};
 use collm_engine::llm::peft::{LoraTensors, Target};
+use collm_engine::llm::sharing::Sharing;
 use collm_engine::llm::weights::ModelWeights;
 use collm_engine::prompt::{PromptRef, Slot, SlotKind};
 use collm_engine::rng::Rng;
@@ -168,11 +169,6 @@ fn gradients_of_every_target_follow_the_loss() {
     }
 }
 
-fn close(a: &[f32], b: &[f32], what: &str) {
-    let largest = b.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-    assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 2e-5 * largest), "{what}");
-}
-
 #[test]
 fn micro_batches_and_the_start_of_the_gradient_change_nothing() {
     let (model, vectors) = (model(), vectors());
@@ -183,12 +179,12 @@ fn micro_batches_and_the_start_of_the_gradient_change_nothing() {
         let parts = run(GradientFrom::Start, &[0..1, 1..3, 3..4]);
         assert!((whole.0 - parts.0).abs() < 1e-6);
         for ((name, a), (_, b)) in parts.1.named().into_iter().zip(whole.1.named()) {
-            close(a, b, &name);
+            close(a, b, 2e-5, &name);
         }
-        close(&parts.2, &whole.2, "vectors");
+        close(&parts.2, &whole.2, 2e-5, "vectors");
         let suffix = run(GradientFrom::FirstSlot, &all());
         assert!((whole.0 - suffix.0).abs() < 1e-6);
-        close(&suffix.2, &whole.2, "vectors from the first slot on");
+        close(&suffix.2, &whole.2, 2e-5, "vectors from the first slot on");
     }
 }
 
@@ -206,5 +202,91 @@ fn a_score_does_not_depend_on_batch_mates() {
     for i in 0..4 {
         let alone = scores(&refs[i..=i], &vectors[i * 2 * HIDDEN..(i + 1) * 2 * HIDDEN]);
         assert_eq!(alone[0].to_bits(), together[i].to_bits(), "prompt {i}");
+    }
+}
+
+/// Prompts of two users that begin alike: (tokens and slots, user and item).
+fn alike() -> (Prompts, Vec<(u32, u32)>) {
+    let mut rng = Rng::new(14, 0);
+    let mut tokens = |n: usize| (0..n).map(|_| rng.below(50)).collect::<Vec<u32>>();
+    let (first, second) = (tokens(12), tokens(9));
+    let mut prompts = Vec::new();
+    let mut ids = Vec::new();
+    for (user, own) in [(3, 4), (5, 6), (3, 2), (3, 7), (5, 3)] {
+        let start = if user == 3 { &first } else { &second };
+        let item = start.len() as u32 + 1;
+        prompts.push((
+            [start.clone(), tokens(own)].concat(),
+            vec![
+                Slot { position: 6, kind: SlotKind::User, part: 0 },
+                Slot { position: item, kind: SlotKind::Item, part: 0 },
+            ],
+        ));
+        ids.push((user, 10 + own as u32));
+    }
+    (Prompts(prompts), ids)
+}
+
+/// Loss, gradients of the adapter, gradients of the users' and the items' vectors, summed over the prompts of a user.
+pub fn shared_and_not(model: &Model, lora: &LoraTensors, from: GradientFrom) -> [(Vec<f32>, LoraTensors, Vec<f32>); 2] {
+    let (prompts, ids) = alike();
+    let refs = prompts.refs();
+    let sharing = Sharing::best(&refs, &ids, from);
+    assert!(sharing.groups.len() == 2, "{sharing:?}");
+    let vector = |id: u32| {
+        let mut rng = Rng::new(id.into(), 21);
+        (0..HIDDEN).map(|_| rng.normal() as f32).collect::<Vec<_>>()
+    };
+    [Sharing::none(refs.len()), sharing].map(|sharing| {
+        let refs: Vec<_> = sharing.order.iter().map(|&i| refs[i]).collect();
+        let vectors: Vec<f32> =
+            sharing.order.iter().flat_map(|&i| [vector(ids[i].0), vector(ids[i].1)].concat()).collect();
+        let batch = PackedBatch::grouped(&refs, &sharing.groups, 1, from, 0);
+        let (mut d_lora, mut d_vectors) = (lora.zeros_like(), vec![0.0; vectors.len()]);
+        let labels: Vec<f32> = sharing.order.iter().map(|&i| (i % 2) as f32).collect();
+        let pass = TrainPass {
+            lora: Some(lora),
+            dropout: None,
+            batch: &batch,
+            vectors: &vectors,
+            labels: &labels,
+            weight: 0.2,
+            loss: Loss::YesLogitBce,
+            d_lora: (from == GradientFrom::Start).then_some(&mut d_lora),
+            d_vectors: Some(&mut d_vectors),
+            d_inputs: None,
+        };
+        let (found, _) = model.train_pass(pass, &mut Workspace::default()).unwrap();
+        let mut scores = vec![0.0; found.len()];
+        let mut by_id = vec![0.0; 64 * HIDDEN];
+        for (place, &i) in sharing.order.iter().enumerate() {
+            scores[i] = found[place];
+            for (slot, id) in [ids[i].0, ids[i].1].into_iter().enumerate() {
+                let d = &d_vectors[(2 * place + slot) * HIDDEN..][..HIDDEN];
+                by_id[id as usize * HIDDEN..][..HIDDEN].iter_mut().zip(d).for_each(|(a, d)| *a += d);
+            }
+        }
+        (scores, d_lora, by_id)
+    })
+}
+
+pub fn close(got: &[f32], want: &[f32], limit: f32, what: &str) {
+    let largest = want.iter().fold(1e-30f32, |m, x| m.max(x.abs()));
+    for (g, w) in got.iter().zip(want) {
+        assert!((g - w).abs() <= limit * largest, "{what}: {g} against {w}, largest {largest}");
+    }
+}
+
+#[test]
+fn sharing_changes_no_score_and_no_gradient() {
+    let model = model();
+    let lora = adapter(&model);
+    for from in [GradientFrom::Start, GradientFrom::FirstSlot] {
+        let [apart, shared] = shared_and_not(&model, &lora, from);
+        close(&shared.0, &apart.0, 1e-5, "scores");
+        close(&shared.2, &apart.2, 2e-5, "gradients of the vectors");
+        for ((name, g), (_, w)) in shared.1.named().into_iter().zip(apart.1.named()) {
+            close(g, w, 2e-5, &name);
+        }
     }
 }

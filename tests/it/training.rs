@@ -171,6 +171,7 @@ fn scores_eval_and_exports() {
     ok(&["score", "--run", path(&run_dir), "--rows", path(&csv), "--out", path(&parquet), "--stage", "stage1"]);
     let from_parquet = ok(&["score", "--run", path(&run_dir), "--rows", path(&parquet), "--out", "-"]);
     assert_eq!(from_parquet.as_bytes(), std::fs::read(&csv).unwrap());
+    rank_and_score_agree(dir.path(), &run_dir);
     let requests = dir.path().join("bad.csv");
     std::fs::write(&requests, "uid,iid\n1,2\n1,x\n").unwrap();
     let e = fails(&["score", "--run", path(&run_dir), "--rows", path(&requests), "--out", path(&again)]);
@@ -181,4 +182,41 @@ fn scores_eval_and_exports() {
     assert_eq!(std::fs::read(&csv).unwrap(), std::fs::read(&again).unwrap(), "a failed run leaves the old file");
     let out = run(&["eval", "--run", path(&run_dir)]);
     assert!(out.status.success());
+}
+
+/// A user's ranking is their candidates' scores in order; what they like is left out unless asked for.
+fn rank_and_score_agree(dir: &Path, run_dir: &Path) {
+    let lines = |text: &str| -> Vec<Vec<f64>> {
+        text.lines().skip(1).map(|l| l.split(',').map(|x| x.parse().unwrap()).collect()).collect()
+    };
+    let all = ok(&["rank", "--run", path(run_dir), "--user", "3,5", "--top", "100", "--keep-liked", "--out", "-"]);
+    assert!(all.starts_with("uid,rank,iid,score\n"), "{all}");
+    let all = lines(&all);
+    assert_eq!(all.len(), 2 * 30, "30 items for each of two users");
+    for user in all.chunks(30) {
+        assert!(user.windows(2).all(|w| w[0][3] >= w[1][3] && w[0][1] + 1.0 == w[1][1]), "best first");
+    }
+    let fewer = ok(&["rank", "--run", path(run_dir), "--user", "3", "--top", "100", "--out", "-"]);
+    let fewer = lines(&fewer);
+    assert!(!fewer.is_empty() && fewer.len() < 30, "liked items are left out: {}", fewer.len());
+    let kept: Vec<&Vec<f64>> = all[..30].iter().filter(|r| fewer.iter().any(|f| f[2] == r[2])).collect();
+    assert_eq!(kept.iter().map(|r| r[2]).collect::<Vec<_>>(), fewer.iter().map(|r| r[2]).collect::<Vec<_>>());
+    // One candidate alone has the score that it has among others, to rounding.
+    let pairs = dir.join("pairs.csv");
+    std::fs::write(&pairs, format!("uid,iid\n3,{}\n", fewer[2][2])).unwrap();
+    let alone = lines(&ok(&["rank", "--run", path(run_dir), "--pairs", path(&pairs), "--out", "-"]));
+    assert!((alone[0][3] - fewer[2][3]).abs() < 1e-5, "{alone:?} {:?}", fewer[2]);
+    let e = fails(&[
+        "rank",
+        "--run",
+        path(run_dir),
+        "--user",
+        "3",
+        "--candidates",
+        path(&pairs.with_extension("none")),
+        "--out",
+        "-",
+    ]);
+    assert!(e.contains("pairs.none"), "{e}");
+    assert!(fails(&["rank", "--run", path(run_dir), "--out", "-"]).contains("no users: pass --user"));
 }

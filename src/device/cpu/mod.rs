@@ -19,6 +19,15 @@ mod simd;
 pub mod splice;
 pub mod swiglu;
 
+/// Which instructions the matrix kernels use on this machine.
+pub fn instruction_set() -> &'static str {
+    match microkernel::Isa::detect() {
+        microkernel::Isa::Avx512 => "AVX-512",
+        microkernel::Isa::Avx2 => "AVX2 and FMA",
+        microkernel::Isa::Portable => "plain instructions",
+    }
+}
+
 /// `to = from`, on all threads.
 pub fn copy(from: &[f32], to: &mut [f32]) {
     const CHUNK: usize = 1 << 15;

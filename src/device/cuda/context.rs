@@ -15,6 +15,26 @@ static IMAGES: &[(&str, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/images.rs
 /// What the kernels' images were made with: a path to nvcc, or "kept PTX".
 pub const KERNELS_ORIGIN: &str = env!("COLLM_KERNELS_ORIGIN");
 
+/// Compute capabilities, as `80`, that the images hold machine code for, with commas between; empty with kept PTX.
+const ARCHITECTURES: &str = env!("COLLM_KERNELS_ARCHITECTURES");
+
+/// How a card of compute capability `(major, minor)` gets the kernels; `None` if it is too old for them.
+pub fn kernels_for((major, minor): (i32, i32)) -> Option<String> {
+    if major < OLDEST {
+        return None;
+    }
+    // Machine code runs on cards of the same major number, from its minor number on.
+    let versions = ARCHITECTURES.split(',').filter_map(|a| a.parse::<i32>().ok());
+    let fitting = versions.filter(|a| a / 10 == major && a % 10 <= minor).max();
+    Some(fitting.map_or_else(
+        || "PTX, compiled by the driver when first loaded".to_owned(),
+        |a| format!("machine code for sm_{a}"),
+    ))
+}
+
+/// Major compute capability from which the kernels run: tensor cores for bf16, asynchronous copies.
+const OLDEST: i32 = 8;
+
 /// Type of activations and weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
@@ -98,7 +118,7 @@ impl Cuda {
         let context = CudaContext::new(ordinal).attempt(open)?;
         let (major, minor) = context.compute_capability().attempt(open)?;
         let name = context.name().attempt(open)?;
-        if major < 8 {
+        if major < OLDEST {
             return Err(Error::TooOld { name, major, minor });
         }
         let sm_count = context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
@@ -123,6 +143,11 @@ impl Cuda {
     /// The card.
     pub fn description(&self) -> &Description {
         &self.description
+    }
+
+    /// True on the emulator of this repository: its times mean nothing.
+    pub fn is_emulated(&self) -> bool {
+        self.description.name.contains("(emulated)")
     }
 
     /// Bytes of the buffers that live.

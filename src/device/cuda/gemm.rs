@@ -1,6 +1,6 @@
 //! Matrix products with frozen weights (`kernels/gemm.cu`): `C = A Bᵀ` for the forward, `C = A B` for the backward.
 //!
-//! Tile shapes are chosen by [`Gemm::tile`]: the largest that still gives every multiprocessor a block.
+//! The tile shape taken is the largest that still gives every multiprocessor a block.
 
 use super::context::{Cuda, Precision};
 use super::error::{Result, require};

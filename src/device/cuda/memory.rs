@@ -111,6 +111,16 @@ impl<T: Scalar> Buffer<T> {
         cuda.synchronize()
     }
 
+    /// Copies the first `len` values of another buffer, on the card, in the stream's order.
+    pub fn copy_from(&mut self, cuda: &Cuda, from: &Buffer<T>, len: usize) -> Result<()> {
+        assert!(len <= self.len && len <= from.len, "{len} values of {} to {}", from.len, self.len);
+        let bytes = len * size_of::<T>();
+        cuda.bind()?;
+        // SAFETY: within both allocations.
+        unsafe { result::memcpy_dtod_async(self.address, from.address, bytes, cuda.stream()) }
+            .attempt(|| format!("copying {bytes} bytes on the device"))
+    }
+
     /// Zeroes its first `len` values, in the stream's order.
     pub fn clear(&mut self, cuda: &Cuda, len: usize) -> Result<()> {
         assert!(len <= self.len, "{len} values of {}", self.len);

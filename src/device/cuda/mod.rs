@@ -7,6 +7,7 @@
 pub mod attention;
 pub mod context;
 pub mod error;
+mod events;
 pub mod gemm;
 pub mod head;
 pub mod launch;

@@ -50,8 +50,8 @@ pub(super) struct Group {
     /// Packed A, `[pairs · rank, in]`.
     a: Option<Elements>,
     /// Packed B of each pair, one after another; of gate and up, one matrix in turn.
-    #[allow(dead_code)] // holds the memory that `packed_b` names
-    b: Option<Elements>,
+    /// Only held: `packed_b` names places in it.
+    _b: Option<Elements>,
 }
 
 impl Group {
@@ -162,7 +162,7 @@ impl DeviceAdapter {
                     });
                     column_b += out_features;
                 }
-                (group.a, group.b) = (Some(a), Some(b));
+                (group.a, group._b) = (Some(a), Some(b));
             }
             layers.push(groups);
         }

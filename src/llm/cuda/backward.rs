@@ -9,23 +9,18 @@ use crate::device::cuda::Rows;
 use crate::device::cuda::attention::Backward;
 use crate::device::cuda::gemm::{Epilogue, Masks, Stack, Weight};
 use crate::device::cuda::lora::GradTarget;
-use crate::device::cuda::memory::Elements;
 use crate::device::cuda::rope::Part;
 use crate::llm::Error;
 use crate::llm::peft::Target;
 
-/// What a backward product becomes.
-enum Into_ {
-    Plain,
+/// What a backward product is stored as.
+enum Stored {
+    Itself,
     /// Through SwiGLU with the saved gate and up.
     Swiglu(Rows),
 }
 
 impl Model {
-    fn rows_of(&self, buffer: &Elements, rows: usize, columns: usize) -> Rows {
-        Rows::new(buffer, self.precision(), rows, columns)
-    }
-
     /// `d_x = d_y W + Σ mask · (d_u A)` for rows `weights` of a product's weight; `d_y: [n, weights | d_u of each pair]`.
     /// Returns the pairs' places whose masks are now in the workspace.
     #[allow(clippy::too_many_arguments)] // one product, its operands
@@ -39,7 +34,7 @@ impl Model {
         addresses: &[u64],
         d_y: Rows,
         d_x: Rows,
-        into: Into_,
+        stored: Stored,
     ) -> Result<(), Error> {
         let linear = self.linear(l, product);
         let columns = weights.len();
@@ -56,9 +51,9 @@ impl Model {
             width: linear.rows(self.precision()).columns,
             scale: d.scale(),
         });
-        let epilogue = match into {
-            Into_::Plain => Epilogue::Plain { bias: 0, addend: None, masks },
-            Into_::Swiglu(gate_up) => Epilogue::SwigluBackward { gate_up, masks },
+        let epilogue = match stored {
+            Stored::Itself => Epilogue::Plain { bias: 0, addend: None, masks },
+            Stored::Swiglu(gate_up) => Epilogue::SwigluBackward { gate_up, masks },
         };
         Ok(self.ops.gemm.run(&self.cuda, d_y, stack, Weight::Plain, d_x, epilogue)?)
     }
@@ -145,18 +140,18 @@ impl Model {
         let d_x_wide = |tail: usize| Rows { columns: hidden + tail, ..d_x };
 
         // MLP
-        let d_gate_up = self.rows_of(&w.d_gate_up, n_q, 2 * inter + w.tail(l, Product::GateUp));
-        let gate_up = from(self.rows_of(&s.gate_up, rows_q, 2 * inter + w.tail(l, Product::GateUp)));
+        let d_gate_up = self.view(&w.d_gate_up, n_q, 2 * inter + w.tail(l, Product::GateUp));
+        let gate_up = from(self.view(&s.gate_up, rows_q, 2 * inter + w.tail(l, Product::GateUp)));
         let d_y = d_x_wide(w.tail(l, Product::Down));
         if let [pair] = group(Product::Down) {
             ops.lora.d_u(cuda, d_x, pair.packed_b, d_y.columns(hidden, padded))?;
         }
         let addresses = self.pair_masks(w, l, group(Product::Down), side, first_q, n_q)?;
-        let into = Into_::Swiglu(gate_up.columns(0, 2 * inter));
+        let stored = Stored::Swiglu(gate_up.columns(0, 2 * inter));
         let d_gu = d_gate_up.columns(0, 2 * inter);
-        self.product_backward(w, l, Product::Down, 0..hidden, pairs_of(Product::Down), &addresses, d_y, d_gu, into)?;
+        self.product_backward(w, l, Product::Down, 0..hidden, pairs_of(Product::Down), &addresses, d_y, d_gu, stored)?;
         if let ([pair], true) = (group(Product::Down), trained) {
-            let act = from(self.rows_of(w.act(l), rows_q, inter));
+            let act = from(self.view(w.act(l), rows_q, inter));
             let out = if last { w.last_x(self) } else { w.x(self, l + 1).rows(first_q, n_q) };
             let u = out.columns(hidden, padded);
             self.pair_gradient(w, pair, act, 0, u, d_y.columns(hidden, padded), d_x, None)?;
@@ -166,14 +161,14 @@ impl Model {
             ops.lora.d_u(cuda, d_gu, pair.packed_b, d_gate_up.columns(2 * inter, count * padded))?;
         }
         let addresses = self.pair_masks(w, l, group(Product::GateUp), side, first_q, n_q)?;
-        let d_h = self.rows_of(&w.d_h, n_q, hidden);
+        let d_h = self.view(&w.d_h, n_q, hidden);
         let pairs = pairs_of(Product::GateUp);
-        self.product_backward(w, l, Product::GateUp, 0..2 * inter, pairs, &addresses, d_gate_up, d_h, Into_::Plain)?;
-        let mid = from(self.rows_of(&s.mid, rows_q, hidden + w.tail(l, Product::O)));
+        self.product_backward(w, l, Product::GateUp, 0..2 * inter, pairs, &addresses, d_gate_up, d_h, Stored::Itself)?;
+        let mid = from(self.view(&s.mid, rows_q, hidden + w.tail(l, Product::O)));
         let mid_x = mid.columns(0, hidden);
         let mid_inv_rms = s.mid_inv_rms.at(first_q);
         if trained && count > 0 {
-            let h = self.rows_of(&w.h, n_q, hidden);
+            let h = self.view(&w.h, n_q, hidden);
             ops.norm.saved(cuda, mid_x, layer.post_norm.address(), h, mid_inv_rms)?;
             for (i, pair) in group(Product::GateUp).iter().enumerate() {
                 let column = 2 * inter + i * padded;
@@ -190,8 +185,8 @@ impl Model {
             ops.lora.d_u(cuda, d_x, pair.packed_b, d_y.columns(hidden, padded))?;
         }
         let addresses = self.pair_masks(w, l, group(Product::O), side, first_q, n_q)?;
-        let d_attn = self.rows_of(&w.d_attn, n_q, q_width);
-        let attn = from(self.rows_of(&s.attn, rows_q, q_width));
+        let d_attn = self.view(&w.d_attn, n_q, q_width);
+        let attn = from(self.view(&s.attn, rows_q, q_width));
         self.product_backward(
             w,
             l,
@@ -201,7 +196,7 @@ impl Model {
             &addresses,
             d_y,
             d_attn,
-            Into_::Plain,
+            Stored::Itself,
         )?;
         if let ([pair], true) = (group(Product::O), trained) {
             let (u, d_u) = (mid.columns(hidden, padded), d_y.columns(hidden, padded));
@@ -209,7 +204,7 @@ impl Model {
         }
         let x = w.x(self, l).rows(w.first, n).columns(0, hidden);
         let positions = w.positions.at(w.first);
-        let h = self.rows_of(&w.h, n, hidden);
+        let h = self.view(&w.h, n, hidden);
         let inv_rms = s.inv_rms.at(w.first);
         let out = q_width + 2 * kv_width;
         let gradients_of_a = trained && !group(Product::Qkv).is_empty();
@@ -217,8 +212,8 @@ impl Model {
             ops.norm.saved(cuda, x, layer.input_norm.address(), h, inv_rms)?;
         }
         if !last {
-            let qkv = self.rows_of(&s.qkv, w.n, out + w.tail(l, Product::Qkv));
-            let d_qkv = self.rows_of(&w.d_qkv, n, out + w.tail(l, Product::Qkv));
+            let qkv = self.view(&s.qkv, w.n, out + w.tail(l, Product::Qkv));
+            let d_qkv = self.view(&w.d_qkv, n, out + w.tail(l, Product::Qkv));
             let backward = Backward {
                 q: qkv.rows(w.first, n).columns(0, q_width),
                 k: qkv.columns(q_width, kv_width),
@@ -246,9 +241,9 @@ impl Model {
                 }
             }
             if needs_d_x {
-                let d_h = self.rows_of(&w.d_h, n, hidden);
+                let d_h = self.view(&w.d_h, n, hidden);
                 let pairs = pairs_of(Product::Qkv);
-                self.product_backward(w, l, Product::Qkv, 0..out, pairs, &addresses, d_qkv, d_h, Into_::Plain)?;
+                self.product_backward(w, l, Product::Qkv, 0..out, pairs, &addresses, d_qkv, d_h, Stored::Itself)?;
                 ops.norm.backward(cuda, x, layer.input_norm.address(), inv_rms, d_h, d_x)?;
             }
             return Ok(());
@@ -257,10 +252,10 @@ impl Model {
         // The last block: queries of the last tokens, keys and values of all.
         let q_pairs = self.pairs(w, l, Product::Qkv, &[Target::Q]);
         let kv_pairs = self.pairs(w, l, Product::Qkv, &[Target::K, Target::V]);
-        let kv = self.rows_of(&s.qkv, w.n, 2 * kv_width + kv_pairs.len() * padded);
-        let d_kv = self.rows_of(&w.d_qkv, n, 2 * kv_width + kv_pairs.len() * padded);
-        let q = self.rows_of(&w.q_last, n_q, q_width + q_pairs.len() * padded);
-        let d_q = self.rows_of(&w.d_q_last, n_q, q_width + q_pairs.len() * padded);
+        let kv = self.view(&s.qkv, w.n, 2 * kv_width + kv_pairs.len() * padded);
+        let d_kv = self.view(&w.d_qkv, n, 2 * kv_width + kv_pairs.len() * padded);
+        let q = self.view(&w.q_last, n_q, q_width + q_pairs.len() * padded);
+        let d_q = self.view(&w.d_q_last, n_q, q_width + q_pairs.len() * padded);
         let backward = Backward {
             q: q.columns(0, q_width),
             k: kv.columns(0, kv_width),
@@ -285,7 +280,7 @@ impl Model {
         let part = Part::turned(0, heads.n_heads, adapter(Target::Q, q_width));
         ops.rope.backward(cuda, d_q, w.q_positions.address(), &[part])?;
         let all = group(Product::Qkv);
-        let h_q = self.rows_of(&w.h_q, n_q, hidden);
+        let h_q = self.view(&w.h_q, n_q, hidden);
         let addresses = self.pair_masks(w, l, &all[kv_pairs.clone()], Side::All, w.first, n)?;
         if gradients_of_a {
             let u = kv.rows(w.first, n);
@@ -297,10 +292,10 @@ impl Model {
             }
         }
         let d_x_all = w.d_x_all(self);
-        let d_h = self.rows_of(&w.d_h, n, hidden);
+        let d_h = self.view(&w.d_h, n, hidden);
         if needs_d_x {
             let weights = q_width..out;
-            self.product_backward(w, l, Product::Qkv, weights, kv_pairs, &addresses, d_kv, d_h, Into_::Plain)?;
+            self.product_backward(w, l, Product::Qkv, weights, kv_pairs, &addresses, d_kv, d_h, Stored::Itself)?;
         }
         let addresses = self.pair_masks(w, l, &all[q_pairs.clone()], Side::Last, 0, n_q)?;
         if let ([pair], true) = (&all[q_pairs.clone()], gradients_of_a) {
@@ -310,7 +305,7 @@ impl Model {
         }
         if needs_d_x {
             let d_h_q = h_q;
-            self.product_backward(w, l, Product::Qkv, 0..q_width, q_pairs, &addresses, d_q, d_h_q, Into_::Plain)?;
+            self.product_backward(w, l, Product::Qkv, 0..q_width, q_pairs, &addresses, d_q, d_h_q, Stored::Itself)?;
             ops.rows.scatter(cuda, &w.last_rows_d, d_h_q, d_h, true)?;
             ops.rows.zero(cuda, d_x_all)?;
             ops.rows.scatter(cuda, &w.last_rows_d, d_x, d_x_all, false)?;

@@ -23,7 +23,7 @@ impl Model {
         }
     }
 
-    fn view(&self, buffer: &Elements, rows: usize, columns: usize) -> Rows {
+    pub(super) fn view(&self, buffer: &Elements, rows: usize, columns: usize) -> Rows {
         Rows::new(buffer, self.precision(), rows, columns)
     }
 

@@ -1,19 +1,65 @@
-//! Training of MF alone: epochs over train, early stopping on the AUC of valid, checkpoints that resume with the same bits.
+//! Training of models whose score is a dot product of two tables' rows, straight (MF) or after propagation over a graph
+//! (LightGCN): epochs over train, early stopping on the AUC of valid, checkpoints that resume with the same bits.
 //!
 //! PARITY: the optimizer is Adam with L2 in the gradient over whole tables, as `torch.optim.Adam` is on dense gradients: every
 //! row moves at every step, rows of ids absent from train decay to zero, and so cold scores carry no information.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Mf, MfConfig};
+use super::Error;
+use super::card::Card;
+use super::mf::{Batch, Mf};
 use crate::checkpoint::{Checkpoint, Tensor, take_tensor};
-use crate::collab::Error;
 use crate::data::Dataset;
+use crate::device::cpu::lightgcn::Adjacency;
 use crate::device::cpu::optimizer::{Adam, Decay};
+use crate::device::cuda::Cuda;
 use crate::eval::metrics::evaluate;
 use crate::rng::Rng;
+
+/// How tables are trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Adam's learning rate.
+    pub learning_rate: f64,
+    /// Coupled L2.
+    pub weight_decay: f64,
+    /// Rows of a step.
+    pub batch_size: usize,
+    /// Epochs at most.
+    pub max_epochs: usize,
+    /// Epochs before early stopping may act.
+    pub min_epochs: usize,
+    /// Epochs without improvement of valid AUC before stopping.
+    pub patience: usize,
+    /// Seed of the order.
+    pub seed: u64,
+    /// Everything else that the result depends on: a checkpoint of another model is refused.
+    pub model: String,
+}
+
+/// Propagation between the tables and the vectors that are multiplied.
+#[derive(Debug)]
+pub struct Propagation {
+    /// The graph.
+    pub graph: Adjacency,
+    /// Its layers.
+    pub layers: usize,
+}
+
+impl Propagation {
+    /// The layer mean of both tables, or, as the matrix is symmetric, the gradient of the tables from that of the mean.
+    pub fn apply(&self, tables: &Mf) -> Mf {
+        let joined = [&tables.users[..], &tables.items[..]].concat();
+        let mut mean = vec![0.0; joined.len()];
+        self.graph.propagate(self.layers, tables.dim, &joined, &mut mean);
+        let items = mean.split_off(tables.users.len());
+        Mf { dim: tables.dim, users: mean, items }
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct State {
@@ -21,7 +67,7 @@ struct State {
     step: u64,
     best_epoch: usize,
     best_auc: f64,
-    config: MfConfig,
+    recipe: Recipe,
     data: String,
 }
 
@@ -36,9 +82,11 @@ struct Training {
 
 /// A trained model and how it came about.
 #[derive(Clone, Debug)]
-pub struct TrainedMf {
+pub struct Trained {
     /// The tables of the best epoch.
-    pub model: Mf,
+    pub tables: Mf,
+    /// What is multiplied: the tables, propagated where there is a graph.
+    pub vectors: Mf,
     /// The epoch with the highest valid AUC.
     pub best_epoch: usize,
     /// That AUC.
@@ -50,18 +98,22 @@ pub struct TrainedMf {
 /// Epochs between checkpoints.
 const CHECKPOINT_EPOCHS: usize = 50;
 
-/// Trains MF on train, selecting by AUC on valid.
+/// Trains `start` on train, selecting by AUC on valid.
 ///
 /// With `checkpoints`, the state is saved there from time to time and picked up again: the result has the same bits as an
-/// uninterrupted run's. `observe(epoch, loss, auc)` is called after every epoch; `false` saves and stops.
+/// uninterrupted run's. `observe(epoch, loss, auc)` is called after every epoch; `false` saves and stops. With `cuda`, the steps run
+/// on that card.
 pub fn train(
     data: &Dataset,
-    config: &MfConfig,
+    start: Mf,
+    recipe: &Recipe,
+    propagation: Option<&Propagation>,
+    cuda: Option<&Cuda>,
     checkpoints: Option<&Path>,
     observe: &mut dyn FnMut(usize, f64, f64) -> bool,
-) -> Result<TrainedMf, Error> {
+) -> Result<Trained, Error> {
     let io = |source| Error::Io { path: checkpoints.map(Path::to_path_buf).unwrap_or_default(), source };
-    let mut training = Training::fresh(data, config);
+    let mut training = Training::fresh(data, start, recipe);
     if let Some(saved) =
         checkpoints.map(|dir| Checkpoint::<State>::load(dir, "last")).transpose().map_err(io)?.flatten()
     {
@@ -70,9 +122,11 @@ pub fn train(
             what: format!("the checkpoint {what}; delete it to begin anew"),
         })?;
     }
-    let mut gradient = Mf { dim: config.dim, users: training.model.users.clone(), items: training.model.items.clone() };
+    let mut gradient = training.model.clone();
+    let card = cuda.map(|cuda| Card::new(cuda, &training.model, &training.adam, recipe, propagation));
+    let mut card = card.transpose()?;
     while !training.finished() {
-        let loss = training.epoch(data, &mut gradient)?;
+        let loss = training.epoch(data, propagation, card.as_mut(), &mut gradient)?;
         let state = &training.state;
         let go_on = observe(state.epoch, loss.0, loss.1);
         if let Some(dir) = checkpoints
@@ -85,22 +139,26 @@ pub fn train(
         }
     }
     let State { epoch, best_epoch, best_auc, .. } = training.state;
-    Ok(TrainedMf { model: training.best, best_epoch, best_auc, epochs: epoch })
+    let vectors = vectors(&training.best, propagation).into_owned();
+    Ok(Trained { tables: training.best, vectors, best_epoch, best_auc, epochs: epoch })
+}
+
+fn vectors<'m>(tables: &'m Mf, propagation: Option<&Propagation>) -> Cow<'m, Mf> {
+    propagation.map_or(Cow::Borrowed(tables), |p| Cow::Owned(p.apply(tables)))
 }
 
 impl Training {
-    fn fresh(data: &Dataset, config: &MfConfig) -> Self {
-        let model = Mf::init(data.n_users, data.n_items, config.dim, config.seed);
+    fn fresh(data: &Dataset, start: Mf, recipe: &Recipe) -> Self {
         let state = State {
             epoch: 0,
             step: 0,
             best_epoch: 0,
-            best_auc: f64::NEG_INFINITY,
-            config: config.clone(),
+            best_auc: -1.0,
+            recipe: recipe.clone(),
             data: data.fingerprint.clone(),
         };
-        let adam = Adam::new(Decay::Coupled, [model.users.len(), model.items.len()]);
-        Training { best: model.clone(), model, adam, state: State { best_auc: -1.0, ..state } }
+        let adam = Adam::new(Decay::Coupled, [start.users.len(), start.items.len()]);
+        Training { best: start.clone(), model: start, adam, state }
     }
 
     fn checkpoint(&self) -> Checkpoint<State> {
@@ -120,7 +178,7 @@ impl Training {
 
     /// The saved state, which must be of the same data and configuration.
     fn restored(mut self, saved: Checkpoint<State>) -> Result<Self, String> {
-        if saved.state.config != self.state.config {
+        if saved.state.recipe != self.state.recipe {
             return Err("is of other settings".into());
         }
         if saved.state.data != self.state.data {
@@ -147,31 +205,47 @@ impl Training {
     }
 
     fn finished(&self) -> bool {
-        let (s, c) = (&self.state, &self.state.config);
-        s.epoch >= c.max_epochs || (s.epoch >= c.min_epochs && s.epoch >= s.best_epoch + c.patience)
+        let (s, r) = (&self.state, &self.state.recipe);
+        s.epoch >= r.max_epochs || (s.epoch >= r.min_epochs && s.epoch >= s.best_epoch + r.patience)
     }
 
     /// One pass over train in an order drawn for this epoch, then the AUC on valid. Returns loss and AUC.
-    fn epoch(&mut self, data: &Dataset, gradient: &mut Mf) -> Result<(f64, f64), Error> {
-        let config = self.state.config.clone();
+    fn epoch(
+        &mut self,
+        data: &Dataset,
+        propagation: Option<&Propagation>,
+        mut card: Option<&mut Card>,
+        gradient: &mut Mf,
+    ) -> Result<(f64, f64), Error> {
+        let recipe = self.state.recipe.clone();
         let train = &data.train;
         let mut order: Vec<usize> = (0..train.len()).collect();
-        Rng::new(config.seed, 0x3f10_0000 + self.state.epoch as u64).shuffle(&mut order);
+        Rng::new(recipe.seed, 0x3f10_0000 + self.state.epoch as u64).shuffle(&mut order);
         let (mut loss, mut steps) = (0.0, 0.0);
-        for batch in order.chunks(config.batch_size) {
+        for batch in order.chunks(recipe.batch_size) {
             let rows = Batch {
                 users: batch.iter().map(|&i| train.uid[i]).collect(),
                 items: batch.iter().map(|&i| train.iid[i]).collect(),
                 labels: batch.iter().map(|&i| train.label[i]).collect(),
             };
-            loss += self.model.loss_and_gradient(&rows, gradient);
             steps += 1.0;
-            let wd = config.weight_decay;
+            if let Some(card) = &mut card {
+                loss += card.step(&rows, recipe.learning_rate)?;
+                continue;
+            }
+            loss += vectors(&self.model, propagation).loss_and_gradient(&rows, gradient);
+            if let Some(p) = propagation {
+                *gradient = p.apply(gradient);
+            }
+            let wd = recipe.weight_decay;
             let tensors: Vec<(&mut [f32], &[f32], f64)> =
                 vec![(&mut self.model.users, &gradient.users, wd), (&mut self.model.items, &gradient.items, wd)];
-            self.adam.step(tensors, config.learning_rate);
+            self.adam.step(tensors, recipe.learning_rate);
         }
-        let scores = self.model.scores(&data.valid);
+        if let Some(card) = card {
+            self.adam = card.read(&mut self.model)?;
+        }
+        let scores = vectors(&self.model, propagation).scores(&data.valid);
         let auc = evaluate(&data.valid.uid, &data.valid.label, &scores)?.auc.unwrap_or(0.5);
         let state = &mut self.state;
         state.epoch += 1;
@@ -184,12 +258,13 @@ impl Training {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::collab::mf::MfConfig;
     use crate::data::Samples;
 
     /// Thirty users with two tastes: enough to learn from.
-    fn dataset() -> Dataset {
+    pub fn dataset() -> Dataset {
         let mut rng = Rng::new(1, 1);
         let mut split = || {
             let mut s = Samples::empty();
@@ -219,21 +294,26 @@ mod tests {
     fn learns_and_resumes_with_the_same_bits() {
         let data = dataset();
         let config = MfConfig { dim: 8, learning_rate: 0.02, batch_size: 64, max_epochs: 120, ..MfConfig::default() };
-        let whole = train(&data, &config, None, &mut |_, _, _| true).unwrap();
+        let train =
+            |config: &MfConfig, checkpoints: Option<&Path>, observe: &mut dyn FnMut(usize, f64, f64) -> bool| {
+                let start = Mf::init(data.n_users, data.n_items, config.dim, config.seed);
+                train(&data, start, &config.recipe(), None, None, checkpoints, observe)
+            };
+        let whole = train(&config, None, &mut |_, _, _| true).unwrap();
         assert!(whole.best_auc > 0.9, "{}", whole.best_auc);
         let dir = tempfile::tempdir().unwrap();
         for stop in [30, 70, 71] {
-            let stopped = train(&data, &config, Some(dir.path()), &mut |epoch, _, _| epoch < stop);
+            let stopped = train(&config, Some(dir.path()), &mut |epoch, _, _| epoch < stop);
             assert!(matches!(stopped, Err(Error::Interrupted)));
         }
-        let resumed = train(&data, &config, Some(dir.path()), &mut |_, _, _| true).unwrap();
-        assert_eq!(resumed.model, whole.model);
+        let resumed = train(&config, Some(dir.path()), &mut |_, _, _| true).unwrap();
+        assert_eq!(resumed.tables, whole.tables);
         assert_eq!((resumed.best_epoch, resumed.epochs), (whole.best_epoch, whole.epochs));
         let other = MfConfig { seed: 1, ..config.clone() };
-        let e = train(&data, &other, Some(dir.path()), &mut |_, _, _| true).unwrap_err().to_string();
+        let e = train(&other, Some(dir.path()), &mut |_, _, _| true).unwrap_err().to_string();
         assert!(e.ends_with("last: the checkpoint is of other settings; delete it to begin anew"), "{e}");
         let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        let single = one.install(|| train(&data, &config, None, &mut |_, _, _| true)).unwrap();
-        assert_eq!(single.model, whole.model, "the number of threads must not matter");
+        let single = one.install(|| train(&config, None, &mut |_, _, _| true)).unwrap();
+        assert_eq!(single.tables, whole.tables, "the number of threads must not matter");
     }
 }
