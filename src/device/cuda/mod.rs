@@ -21,6 +21,7 @@ pub mod norm;
 pub mod optimizer;
 pub mod rope;
 pub mod rows;
+mod staging;
 
 pub use context::{Cuda, Precision};
 pub use error::{Error, Result};
