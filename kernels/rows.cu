@@ -25,15 +25,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// d_vectors[v] = d_x[rows[v]]: the gradients of the slots only. Written: d_vectors [n, width] float32.
+// d_vectors[v] = d_x[rows[v]]: the gradients of the slots only; 0 where rows[v] is negative, of a vector that no row reads. Written:
+// d_vectors [n, width] float32.
 extern "C" __global__ void __launch_bounds__(THREADS)
     NAMED(splice_bwd)(const int* __restrict__ rows, const elem* __restrict__ d_x, int ldd, float* __restrict__ d_vectors,
                       int width) {
-  const elem* const from = d_x + (size_t)rows[blockIdx.x] * ldd;
+  const int row = rows[blockIdx.x];
   float* const to = d_vectors + (size_t)blockIdx.x * width;
   for (int at = threadIdx.x * 4; at < width; at += THREADS * 4) {
-    float v[4];
-    load_n<4>(from + at, v);
+    float v[4] = {};
+    if (row >= 0) load_n<4>(d_x + (size_t)row * ldd + at, v);
     *reinterpret_cast<float4*>(to + at) = make_float4(v[0], v[1], v[2], v[3]);
   }
 }

@@ -16,7 +16,7 @@ use crate::llm::model::{Model, TrainPass, Workspace};
 use crate::llm::peft::{LoraTensors, Target};
 use crate::llm::sharing::Sharing;
 use crate::prompt::PromptSet;
-use crate::train::stage::collaborative_vectors;
+use crate::train::trainable::collaborative_vectors;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

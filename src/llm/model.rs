@@ -5,10 +5,11 @@
 //! ([`super::cpu`]) and for NVIDIA cards ([`super::cuda`]).
 
 use super::batch::PackedBatch;
-use super::cuda::{Demand, Plan, Recompute};
+use super::cuda::{Demand, Plan, Recompute, Rules, Training};
 use super::peft::LoraTensors;
 use super::weights::ModelWeights;
 use super::{Error, ModelConfig, cpu, cuda};
+use crate::cie::Mapping;
 use crate::device::Device;
 use crate::device::cuda::Cuda;
 use crate::device::ops::{Dropout, Loss};
@@ -111,15 +112,22 @@ impl Model {
         }
     }
 
-    /// Decides how passes of this size use a card's memory, and says so in a line; nothing to decide on the CPU.
-    pub fn plan(&self, demand: &Demand, workspace: &mut Workspace) -> Result<Option<String>, Error> {
+    /// On a card, puts what a stage trains there for passes of the demanded size, and says in a line how they use its memory;
+    /// `None` on the CPU.
+    pub fn training(
+        &self,
+        demand: &Demand,
+        lora: &LoraTensors,
+        cie: Option<&Mapping>,
+        rules: Rules,
+    ) -> Result<Option<(Training<'_>, String)>, Error> {
         let Backend::Cuda(m) = &self.backend else { return Ok(None) };
-        let plan = m.plan(demand)?;
-        workspace.on(m)?.set_recompute(plan.recompute);
-        Ok(Some(plan.to_string()))
+        let plan = m.plan(&Demand { lora: Some(lora), state: Training::bytes(lora, cie, rules), ..*demand })?;
+        let training = Training::new(m, lora, cie, rules, plan.recompute)?;
+        Ok(Some((training, plan.to_string())))
     }
 
-    /// The plan itself, of a model on a card.
+    /// How passes of this size would use the memory of the card that holds the model; `None` on the CPU.
     pub fn cuda_plan(&self, demand: &Demand) -> Result<Option<Plan>, Error> {
         match &self.backend {
             Backend::Cpu(_) => Ok(None),

@@ -82,8 +82,13 @@ fn case(
         eps: EPS,
     };
     let lora = (rank > 0).then(|| Adapter::new(first_u, rank, d_b.rows().address));
-    let trained =
-        training.then(|| HeadTraining { labels: d_labels.buffer(), losses: losses.buffer(), d_x: d_x.rows(), weight });
+    let trained = training.then(|| HeadTraining {
+        labels: d_labels.buffer(),
+        losses: losses.buffer(),
+        first_loss: 0,
+        d_x: d_x.rows(),
+        weight,
+    });
     // Scoring gives the normed states too.
     let normed = (!training).then(|| y.rows());
     head.run(cuda, weights, d_rows.rows(), width, lora, scores.buffer(), normed, trained)?;

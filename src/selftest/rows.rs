@@ -43,11 +43,15 @@ fn splice(cuda: &Cuda, moves: &RowMoves, n: usize, width: usize) -> Result<[Outc
     let forward = outcome(format!("splice n {n} width {width}"), &got, &want, 0.0, contained);
 
     let d_x = Guarded::filled(cuda, n, width, width + 8, &want)?;
-    let slots: Vec<i32> = (0..n as i32).rev().filter(|&t| sources[t as usize] < 0).collect();
+    // The last vector is read by no row.
+    let read = (0..n as i32).rev().filter(|&t| sources[t as usize] < 0);
+    let slots: Vec<i32> = read.chain([-1]).collect();
     let d_slots = Buffer::from_host(cuda, &[slots.clone(), vec![0]].concat(), "slots")?;
     let gradient = GuardedF32::new(cuda, slots.len() * width)?;
     moves.splice_backward(cuda, &d_slots, slots.len(), d_x.rows(), width, gradient.buffer())?;
-    let picked: Vec<f32> = slots.iter().flat_map(|&t| want[t as usize * width..][..width].to_vec()).collect();
+    let row = |t: usize| want[t * width..][..width].to_vec();
+    let picked: Vec<f32> =
+        slots.iter().flat_map(|&t| usize::try_from(t).map_or_else(|_| vec![0.0; width], row)).collect();
     let (got, contained) = gradient.read(cuda)?;
     let backward = outcome(format!("splice backward n {n} width {width}"), &got, &picked, 0.0, contained);
     Ok([forward, backward])

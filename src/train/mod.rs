@@ -9,6 +9,8 @@ pub mod run_dir;
 pub mod schedule;
 pub mod scoring;
 pub mod stage;
+mod state;
 pub mod tensorboard;
+pub mod trainable;
 
 pub use error::Error;

@@ -10,7 +10,7 @@ use arrow_array::{ArrayRef, Float32Array, Int64Array, RecordBatch};
 
 use super::Error;
 use super::pipeline::{Part, Pipeline, Trained};
-use super::stage::score_rows;
+use super::trainable::score_rows;
 use crate::data::parquet_io::{integers, read_batches, write_batch};
 use crate::data::{Samples, Split};
 use crate::llm::model::Workspace;

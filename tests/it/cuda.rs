@@ -8,8 +8,9 @@ use std::sync::Once;
 use crate::common::fixture;
 use collm_engine::device::Device;
 use collm_engine::device::cuda::gemm::Gemm;
-use collm_engine::device::cuda::{Cuda, Precision};
+use collm_engine::device::cuda::{Buffer, Cuda, Precision};
 use collm_engine::llm::verify::verify;
+use collm_engine::rng::Rng;
 use collm_engine::selftest::{self, Outcome};
 
 unsafe extern "C" {
@@ -127,5 +128,31 @@ fn golden_models() {
             }
             println!("{name} {precision:?}: at most {worst:.2} of the limit");
         }
+    }
+}
+
+/// Uploads pass through page-locked memory that two halves take turns in: larger than both, and many small ones from one vector.
+#[test]
+fn uploads_arrive_whole() {
+    let cuda = cuda(Precision::Bf16);
+    let pattern = |seed: u64, n: usize| -> Vec<u32> {
+        let mut rng = Rng::new(seed, 0);
+        (0..n).map(|_| rng.next_u32()).collect()
+    };
+    let large = pattern(1, (9 << 20) / 4 + 3);
+    let on_card = Buffer::from_host(&cuda, &large, "a large upload").unwrap();
+    assert!(on_card.download(&cuda, large.len()).unwrap() == large);
+    let (n, count) = (40_001, 60);
+    let small: Vec<Buffer<u32>> = (0..count)
+        .map(|i| {
+            let mut values = pattern(i, n);
+            let buffer = Buffer::from_host(&cuda, &values, "a small upload").unwrap();
+            // What the host does with them afterwards is its own affair.
+            values.fill(0);
+            buffer
+        })
+        .collect();
+    for (i, buffer) in small.iter().enumerate() {
+        assert!(buffer.download(&cuda, n).unwrap() == pattern(i as u64, n), "upload {i}");
     }
 }

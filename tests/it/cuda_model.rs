@@ -5,14 +5,18 @@ use std::path::Path;
 
 use crate::common::{command, path, tiny_data, tiny_model};
 use crate::cuda::{emulator, load_emulator};
-use crate::model::{adapter, all, close, pass, pass_in, shared_and_not, vectors, weights};
+use crate::model::{LABELS, Prompts, adapter, all, close, pass, pass_in, shared_and_not, vectors, weights};
 use collm_engine::checkpoint::read_tensors;
+use collm_engine::cie::Mapping;
 use collm_engine::device::Device;
+use collm_engine::device::cpu::optimizer::Adam;
 use collm_engine::device::cuda::Precision;
 use collm_engine::device::ops::{Dropout, Loss};
-use collm_engine::llm::batch::GradientFrom;
-use collm_engine::llm::cuda::Demand;
+use collm_engine::llm::batch::{GradientFrom, PackedBatch};
+use collm_engine::llm::cuda::{Demand, MicroBatch, Rules, Training};
 use collm_engine::llm::model::{Model, Workspace};
+use collm_engine::llm::peft::LoraTensors;
+use collm_engine::rng::Rng;
 
 fn on_card(precision: Precision) -> Model {
     load_emulator();
@@ -79,8 +83,8 @@ fn the_memory_plan_covers_what_is_allocated() {
     let lora = adapter(&card);
     let mut workspace = Workspace::default();
     let tokens = 13 + 7 + 21 + 3;
-    let demand = Demand { lora: Some(&lora), tokens, prompts: 4, train: true, dropout: true };
-    let line = card.plan(&demand, &mut workspace).unwrap().unwrap();
+    let demand = Demand { lora: Some(&lora), tokens, prompts: 4, train: true, dropout: true, state: 0 };
+    let line = card.cuda_plan(&demand).unwrap().unwrap().to_string();
     assert!(line.contains("to allocate") && !line.contains("recomputed"), "{line}");
     let plan = card.cuda_plan(&demand).unwrap().unwrap();
     let before = card.cuda_allocated();
@@ -90,6 +94,107 @@ fn the_memory_plan_covers_what_is_allocated() {
     // Beside the plan lie the batch's index arrays, attention's lists of work, and LoRA's table.
     assert!(used <= plan.needed() + (16 << 10), "{used} bytes allocated, {} planned", plan.needed());
     assert!(10 * used >= 9 * plan.needed(), "{used} bytes allocated, {} planned", plan.needed());
+}
+
+/// What a stage learns, and where it begins.
+type Learned = (LoraTensors, Mapping, Adam);
+
+const DIM: usize = 8;
+
+fn training<'a>(card: &'a Model, from: &Learned, lora: bool) -> Training<'a> {
+    let demand = Demand { lora: None, tokens: 64, prompts: 4, train: true, dropout: true, state: 0 };
+    let rules = Rules { lora, cie: true, weight_decay: 1e-2, max_norm: 1.0, loss: Loss::YesLogitBce };
+    card.training(&demand, &from.0, Some(&from.1), rules).unwrap().unwrap().0
+}
+
+/// One optimizer step over all prompts, in the given micro-batches. The third prompt has no slots: nobody reads its vectors.
+fn step(training: &mut Training, number: u64, runs: &[std::ops::Range<usize>], from: GradientFrom) -> (f64, f64) {
+    let mut rng = Rng::new(3, number);
+    let x: Vec<f32> = (0..4 * 2 * DIM).map(|_| rng.normal() as f32).collect();
+    let prompts = Prompts::new();
+    let mut refs = prompts.refs();
+    refs[2].slots = &[];
+    training.begin_step(4).unwrap();
+    for run in runs {
+        let batch = PackedBatch::new(&refs[run.clone()], 1, from, run.start);
+        let x = &x[run.start * 2 * DIM..run.end * 2 * DIM];
+        let dropout = Some(Dropout { p: 0.3, seed: 2, step: number });
+        let labels = &LABELS[run.clone()];
+        training.micro_batch(MicroBatch { batch: &batch, x, labels, weight: 0.25, dropout }).unwrap();
+    }
+    training.finish_step(1e-2).unwrap()
+}
+
+fn learned(training: &Training, like: &Learned) -> Learned {
+    let mut learned = like.clone();
+    training.read(&mut learned.0, Some(&mut learned.1)).unwrap();
+    learned.2 = training.adam().unwrap();
+    learned
+}
+
+fn begin(card: &Model) -> Learned {
+    let hidden = card.config().hidden_size;
+    let adam = Adam::new(collm_engine::device::cpu::optimizer::Decay::Decoupled, []);
+    (adapter(card), Mapping::init(DIM, 16, hidden, 1), adam)
+}
+
+#[test]
+fn a_stage_on_the_card_resumes_in_the_same_bits() {
+    let card = on_card(Precision::Bf16);
+    let start = begin(&card);
+    for (lora, from) in [(true, GradientFrom::Start), (false, GradientFrom::FirstSlot)] {
+        let mut whole = training(&card, &start, lora);
+        let reports: Vec<_> = (0..3).map(|s| step(&mut whole, s, &[0..2, 2..4], from)).collect();
+        let mut first = training(&card, &start, lora);
+        assert_eq!(step(&mut first, 0, &[0..2, 2..4], from), reports[0]);
+        let saved = learned(&first, &start);
+        assert_eq!(saved.2.step, 1);
+        assert_eq!(saved.0 != start.0, lora, "the adapter is trained only if it should be");
+        let mut second = training(&card, &start, lora);
+        second.restore(&saved.0, Some(&saved.1), &saved.2).unwrap();
+        assert_eq!([1, 2].map(|s| step(&mut second, s, &[0..2, 2..4], from)), reports[1..]);
+        let (got, want) = (learned(&second, &start), learned(&whole, &start));
+        assert!(got == want, "resumed: lora {}, tensors or moments differ", lora);
+        assert!(want.1 != saved.1, "it goes on learning");
+    }
+}
+
+#[test]
+fn gradients_accumulate_over_micro_batches() {
+    let card = on_card(Precision::F32);
+    let start = begin(&card);
+    let whole = all();
+    let runs: [&[_]; 3] = [&whole, &[0..1, 1..2, 2..3, 3..4], &[0..3, 3..4]];
+    let ends = runs.map(|runs| {
+        let mut training = training(&card, &start, true);
+        let reports = [0, 1].map(|s| step(&mut training, s, runs, GradientFrom::Start));
+        (reports, learned(&training, &start))
+    });
+    for (reports, (_, _, adam)) in &ends[1..] {
+        for (got, want) in reports.iter().zip(&ends[0].0) {
+            assert!((got.0 - want.0).abs() < 1e-6 * want.0.abs(), "loss {got:?}, in one piece {want:?}");
+            assert!((got.1 - want.1).abs() < 1e-5 * want.1.abs(), "norm {got:?}, in one piece {want:?}");
+        }
+        // First moments are sums of the steps' gradients.
+        for (got, want) in adam.m.iter().zip(&ends[0].1.2.m) {
+            close(got, want, 1e-4, "first moments");
+        }
+    }
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_changes_nothing() {
+    let card = on_card(Precision::F32);
+    let mut start = begin(&card);
+    let mut training = training(&card, &start, true);
+    step(&mut training, 0, &all(), GradientFrom::Start);
+    let before = learned(&training, &start);
+    start.1.tensors[3][0] = f32::NAN;
+    training.restore(&before.0, Some(&start.1), &before.2).unwrap();
+    let (loss, norm) = step(&mut training, 1, &all(), GradientFrom::Start);
+    assert!(!loss.is_finite() && !norm.is_finite(), "loss {loss}, norm {norm}");
+    let after = learned(&training, &start);
+    assert!(after.0 == before.0 && after.2.m == before.2.m && after.2.v == before.2.v);
 }
 
 /// (loss, AUC…) of every line of a run's metrics.

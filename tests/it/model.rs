@@ -51,10 +51,10 @@ pub fn adapter(model: &Model) -> LoraTensors {
     lora
 }
 
-struct Prompts(Vec<(Vec<u32>, Vec<Slot>)>);
+pub struct Prompts(Vec<(Vec<u32>, Vec<Slot>)>);
 
 impl Prompts {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut rng = Rng::new(4, 0);
         let prompt = |(len, user, item): (usize, u32, u32)| {
             let ids = (0..len).map(|_| rng.below(50)).collect();
@@ -68,12 +68,12 @@ impl Prompts {
         };
         Prompts([(13, 4, 9), (7, 0, 5), (21, 15, 16), (1 + 2, 0, 1)].into_iter().map(prompt).collect())
     }
-    fn refs(&self) -> Vec<PromptRef<'_>> {
+    pub fn refs(&self) -> Vec<PromptRef<'_>> {
         self.0.iter().map(|(ids, slots)| PromptRef { ids, slots }).collect()
     }
 }
 
-const LABELS: [f32; 4] = [1.0, 0.0, 0.0, 1.0];
+pub const LABELS: [f32; 4] = [1.0, 0.0, 0.0, 1.0];
 
 pub fn vectors() -> Vec<f32> {
     let mut rng = Rng::new(6, 0);

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{CudaContext, result, sys};
 
 use super::error::{Attempt, Error, Result};
+use super::staging::Staging;
 
 /// One image of kernels a `.cu` file and precision (`gemm_bf16`): a fatbin, or PTX text that ends in NUL.
 static IMAGES: &[(&str, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/images.rs"));
@@ -86,6 +87,8 @@ pub struct Cuda {
     modules: Mutex<BTreeMap<&'static str, usize>>,
     description: Description,
     pub(super) allocated: Arc<AtomicUsize>,
+    /// Made by the first upload.
+    staging: Mutex<Option<Staging>>,
 }
 
 // SAFETY: the stream's handle is used by one thread at a time through the driver, which locks.
@@ -132,7 +135,15 @@ impl Cuda {
             free_bytes,
         };
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).attempt(open)?;
-        Ok(Cuda { context, stream, precision, modules: Mutex::default(), description, allocated: Arc::default() })
+        Ok(Cuda {
+            context,
+            stream,
+            precision,
+            modules: Mutex::default(),
+            description,
+            allocated: Arc::default(),
+            staging: Mutex::default(),
+        })
     }
 
     /// Type of the elements.
@@ -176,6 +187,11 @@ impl Cuda {
         self.stream
     }
 
+    /// Where uploads pass through.
+    pub(super) fn staging(&self) -> MutexGuard<'_, Option<Staging>> {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes the context this thread's.
     pub(super) fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().attempt(|| format!("using device {}", self.description.ordinal))
@@ -207,6 +223,7 @@ impl Drop for Cuda {
         // SAFETY: stream and modules were made by this object and are not used after it.
         unsafe {
             let _ = result::stream::synchronize(self.stream);
+            drop(self.staging().take());
             let modules = self.modules.get_mut().unwrap_or_else(PoisonError::into_inner);
             for module in modules.values() {
                 let _ = result::module::unload(*module as sys::CUmodule);

@@ -1,4 +1,4 @@
-//! Timing with the card's own clock.
+//! Marks in the stream, and timing with the card's own clock.
 
 use cudarc::driver::{result, sys};
 
@@ -6,12 +6,29 @@ use super::context::Cuda;
 use super::error::{Attempt, Result};
 
 /// A mark in the stream.
-struct Event(sys::CUevent);
+#[derive(Debug)]
+pub(super) struct Event(sys::CUevent);
+
+// SAFETY: a handle is a number to the driver, which may be used from any thread.
+unsafe impl Send for Event {}
 
 impl Event {
-    fn new() -> Result<Self> {
+    /// Not recorded yet.
+    pub fn new() -> Result<Self> {
         let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
         Ok(Event(event.attempt(|| "making an event".to_owned())?))
+    }
+
+    /// Puts it behind all work given so far.
+    pub fn record(&self, cuda: &Cuda) -> Result<()> {
+        // SAFETY: event and stream live.
+        unsafe { result::event::record(self.0, cuda.stream()) }.attempt(|| "recording an event".to_owned())
+    }
+
+    /// Waits until the stream has passed it.
+    pub fn wait(&self) -> Result<()> {
+        // SAFETY: the event lives.
+        unsafe { result::event::synchronize(self.0) }.attempt(|| "running the kernels".to_owned())
     }
 }
 
@@ -27,17 +44,14 @@ impl Cuda {
     pub fn seconds(&self, runs: usize, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
         self.bind()?;
         let (start, end) = (Event::new()?, Event::new()?);
-        let timing = || "timing".to_owned();
-        // SAFETY: events and stream live.
-        unsafe { result::event::record(start.0, self.stream()) }.attempt(timing)?;
+        start.record(self)?;
         for _ in 0..runs {
             work()?;
         }
-        // SAFETY: as above.
-        unsafe { result::event::record(end.0, self.stream()) }.attempt(timing)?;
+        end.record(self)?;
         self.synchronize()?;
         // SAFETY: both are recorded and passed.
-        let milliseconds = unsafe { result::event::elapsed(start.0, end.0) }.attempt(timing)?;
+        let milliseconds = unsafe { result::event::elapsed(start.0, end.0) }.attempt(|| "timing".to_owned())?;
         Ok(f64::from(milliseconds) / 1e3)
     }
 }

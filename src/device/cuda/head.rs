@@ -25,8 +25,10 @@ pub struct HeadWeights {
 pub struct HeadTraining<'a> {
     /// `[n]`.
     pub labels: &'a Buffer<f32>,
-    /// Written, `[n]`.
+    /// Written, `[n]` from `first_loss` on.
     pub losses: &'a Buffer<f32>,
+    /// Where the first row's loss goes.
+    pub first_loss: usize,
     /// Written, `[n, width]`.
     pub d_x: Rows,
     /// Factor of each row's gradient.
@@ -85,7 +87,7 @@ impl Head {
         ok &= y.is_none_or(|y| y.rows >= n && y.stride == width && y.is_aligned());
         ok &= training.is_none_or(|t| {
             t.labels.len() >= n
-                && t.losses.len() >= n
+                && t.losses.len() >= t.first_loss + n
                 && t.d_x.rows >= n
                 && t.d_x.columns >= width
                 && t.d_x.is_aligned()
@@ -100,7 +102,7 @@ impl Head {
             no: weights.no,
             labels: training.map_or(0, |t| t.labels.address()),
             scores: scores.address(),
-            losses: training.map_or(0, |t| t.losses.address()),
+            losses: training.map_or(0, |t| t.losses.at(t.first_loss)),
             d_x: training.map_or(0, |t| t.d_x.address),
             y: y.map_or(0, |y| y.address),
             ldx: x.stride as i32,

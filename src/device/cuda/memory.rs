@@ -85,10 +85,8 @@ impl<T: Scalar> Buffer<T> {
         if values.is_empty() {
             return Ok(());
         }
-        cuda.bind()?;
-        // SAFETY: the destination holds that many values. From pageable memory the driver copies before it returns.
-        unsafe { result::memcpy_htod_async(self.address, values, cuda.stream()) }
-            .attempt(|| format!("copying {} bytes to the device", size_of_val(values)))
+        // SAFETY: the destination holds that many values; freeing waits for the work that uses it.
+        unsafe { cuda.copy_to_device(self.address, values) }
     }
 
     /// The first `len` values, after all work given so far.

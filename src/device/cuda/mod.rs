@@ -22,6 +22,7 @@ pub mod norm;
 pub mod optimizer;
 pub mod rope;
 pub mod rows;
+mod staging;
 mod tensor_map;
 
 pub use context::{Cuda, Precision};

@@ -50,7 +50,7 @@ impl RowMoves {
         unsafe { cuda.launch(self.splice_fwd, [x.rows, 1, 1], arguments) }
     }
 
-    /// `d_vectors[v] = d_x[rows[v]]` for the first `n` entries.
+    /// `d_vectors[v] = d_x[rows[v]]` for the first `n` entries; zero where `rows[v]` is negative: no row reads that vector.
     pub fn splice_backward(
         &self,
         cuda: &Cuda,

@@ -1,8 +1,9 @@
 //! A LoRA adapter on the card: float32 masters, the packed elements that the kernels read, float32 gradients.
 
 use crate::device::cuda::gemm::Masked;
-use crate::device::cuda::lora::{Adapter, MAX_RANK, Pack};
+use crate::device::cuda::lora::{Adapter, Lora, MAX_RANK, Pack};
 use crate::device::cuda::memory::Elements;
+use crate::device::cuda::optimizer::Trained;
 use crate::device::cuda::{Buffer, Cuda, Rows};
 use crate::llm::Error;
 use crate::llm::peft::{LoraTensors, Target};
@@ -175,20 +176,42 @@ impl DeviceAdapter {
         self.rank == lora.rank && self.scaling == lora.scaling() && self.shape == shape(lora)
     }
 
-    /// Copies the masters and packs them.
-    pub fn load(
-        &mut self,
-        cuda: &Cuda,
-        ops: &crate::device::cuda::lora::Lora,
-        lora: &LoraTensors,
-    ) -> Result<(), Error> {
+    /// Copies the masters.
+    pub fn load(&mut self, cuda: &Cuda, lora: &LoraTensors) -> Result<(), Error> {
         self.staging.clear();
         lora.tensors.values().for_each(|p| {
             self.staging.extend_from_slice(&p.a);
             self.staging.extend_from_slice(&p.b);
         });
-        self.masters.upload(cuda, &self.staging)?;
+        Ok(self.masters.upload(cuda, &self.staging)?)
+    }
+
+    /// Makes elements of the masters for the kernels.
+    pub fn pack(&self, cuda: &Cuda, ops: &Lora) -> Result<(), Error> {
         Ok(ops.pack(cuda, &self.table)?)
+    }
+
+    /// The masters, into an adapter of the same shape.
+    pub fn read(&self, cuda: &Cuda, lora: &mut LoraTensors) -> Result<(), Error> {
+        let all = self.masters.download(cuda, self.masters.len())?;
+        let mut rest = all.as_slice();
+        for slice in lora.slices_mut() {
+            let (own, after) = rest.split_at(slice.len());
+            slice.copy_from_slice(own);
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// What an optimizer changes: every A and B in the adapter's order.
+    pub fn trained(&self, decay: f64) -> Vec<Trained> {
+        let mut at = 0;
+        let mut tensor = |len: usize| {
+            let (weights, gradient) = (self.masters.at(at), self.gradients.at(at));
+            at += len;
+            Trained { weights, gradient, len, decay }
+        };
+        self.shape.iter().flat_map(|&(_, a, b)| [a, b]).map(&mut tensor).collect()
     }
 
     pub fn group(&self, l: usize, product: Product) -> &Group {

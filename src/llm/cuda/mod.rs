@@ -7,10 +7,13 @@
 mod adapter;
 mod backward;
 mod forward;
+mod mapping;
 mod model;
 mod plan;
+mod training;
 mod workspace;
 
 pub use model::Model;
 pub use plan::{Demand, Plan, Recompute};
+pub use training::{MicroBatch, Rules, Training};
 pub use workspace::Workspace;

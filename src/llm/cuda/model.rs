@@ -1,6 +1,6 @@
 //! Weights on the card, and the passes over a packed batch.
 
-use super::workspace::Workspace;
+use super::workspace::{LoraFrom, Vectors, Workspace, put};
 use crate::device::cuda::attention::Attention;
 use crate::device::cuda::gemm::{Epilogue, Gemm, Weight};
 use crate::device::cuda::head::{Head, HeadTraining, HeadWeights};
@@ -247,10 +247,8 @@ impl Model {
         loss: Loss,
         w: &mut Workspace,
     ) -> Result<Vec<f32>, Error> {
-        w.begin(self, lora, None, batch, vectors, false)?;
-        self.forward(w, false, None)?;
-        self.head(w, loss, None, false)?;
-        Ok(w.scores.download(&self.cuda, batch.n_prompts())?)
+        w.begin(self, lora.into(), None, batch, Vectors::Ready(vectors), false)?;
+        self.answer(w, loss)
     }
 
     /// Final hidden states. See [`crate::llm::model::Model::hidden`].
@@ -262,7 +260,7 @@ impl Model {
         w: &mut Workspace,
         mut tap: Option<Tap>,
     ) -> Result<Vec<f32>, Error> {
-        w.begin(self, lora, None, batch, vectors, false)?;
+        w.begin(self, lora.into(), None, batch, Vectors::Ready(vectors), false)?;
         self.forward(w, false, tap.as_mut())?;
         self.head(w, Loss::YesLogitBce, None, true)?;
         if let Some(tap) = tap {
@@ -275,7 +273,7 @@ impl Model {
 
     /// The packed input rows. See [`crate::llm::model::Model::inputs`].
     pub fn inputs(&self, batch: &PackedBatch, vectors: &[f32], w: &mut Workspace) -> Result<Vec<f32>, Error> {
-        w.begin(self, None, None, batch, vectors, false)?;
+        w.begin(self, LoraFrom::Nowhere, None, batch, Vectors::Ready(vectors), false)?;
         let x = w.x(self, 0);
         self.ops.rows.splice(&self.cuda, &w.sources, self.embed(), &w.vectors, x)?;
         w.read(self, x)
@@ -300,11 +298,8 @@ impl Model {
     /// Forward and backward. See [`crate::llm::model::Model::train_pass`].
     pub fn train_pass(&self, pass: TrainPass, w: &mut Workspace) -> Result<(Vec<f32>, f64), Error> {
         let TrainPass { lora, dropout, batch, vectors, labels, weight, loss, d_lora, d_vectors, d_inputs } = pass;
-        w.begin(self, lora, dropout.filter(|d| d.p > 0.0), batch, vectors, true)?;
-        w.labels.upload(&self.cuda, labels)?;
-        self.forward(w, true, None)?;
-        self.head(w, loss, Some(weight), false)?;
-        self.backward(w, d_lora.is_some(), d_vectors.is_some() || d_inputs.is_some())?;
+        w.begin(self, lora.into(), dropout, batch, Vectors::Ready(vectors), true)?;
+        self.both_ways(w, labels, weight, loss, d_lora.is_some(), d_vectors.is_some(), d_inputs.is_some())?;
         let n = batch.n_prompts();
         let scores = w.scores.download(&self.cuda, n)?;
         let losses = w.losses.download(&self.cuda, n)?;
@@ -312,12 +307,7 @@ impl Model {
             w.add_gradients(self, d_lora)?;
         }
         if let Some(d_vectors) = d_vectors {
-            let n_slots = w.n_slots;
-            if n_slots > 0 {
-                let (rows, d_x) = (&w.slot_rows, w.d_x_all(self));
-                self.ops.rows.splice_backward(&self.cuda, rows, n_slots, d_x, self.config.hidden_size, &w.d_vectors)?;
-            }
-            w.read_d_vectors(self, d_vectors)?;
+            w.d_vectors.download_to(&self.cuda, d_vectors)?;
         }
         if let Some(d_inputs) = d_inputs {
             *d_inputs = w.read(self, w.d_x_all(self))?;
@@ -325,12 +315,48 @@ impl Model {
         Ok((scores, losses.iter().map(|&l| f64::from(l)).sum()))
     }
 
+    /// Forward and backward over the batch that was begun, without waiting for it: losses, scores and gradients stay where they
+    /// are. The adapter's gradients are added to, the vectors' are set.
+    #[allow(clippy::too_many_arguments)] // one pass, what it is to give
+    pub(super) fn both_ways(
+        &self,
+        w: &mut Workspace,
+        labels: &[f32],
+        weight: f32,
+        loss: Loss,
+        d_lora: bool,
+        d_vectors: bool,
+        d_inputs: bool,
+    ) -> Result<(), Error> {
+        put(&self.cuda, &mut w.labels, labels, "labels")?;
+        self.forward(w, true, None)?;
+        self.head(w, loss, Some(weight), false)?;
+        self.backward(w, d_lora, d_vectors || d_inputs)?;
+        if d_vectors {
+            let (rows, n, d_x, hidden) = (&w.slot_rows, w.n_vectors, w.d_x_all(self), self.config.hidden_size);
+            self.ops.rows.splice_backward(&self.cuda, rows, n, d_x, hidden, &w.d_vectors)?;
+        }
+        Ok(())
+    }
+
+    /// Scores of the batch that was begun.
+    pub(super) fn answer(&self, w: &mut Workspace, loss: Loss) -> Result<Vec<f32>, Error> {
+        self.forward(w, false, None)?;
+        self.head(w, loss, None, false)?;
+        Ok(w.scores.download(&self.cuda, w.n_prompts)?)
+    }
+
     fn head(&self, w: &mut Workspace, loss: Loss, weight: Option<f32>, keep_y: bool) -> Result<(), Error> {
         let hidden = self.config.hidden_size;
         let x = w.last_x(self);
         let lora = w.down_adapter(self, self.layers.len() - 1);
-        let training =
-            weight.map(|weight| HeadTraining { labels: &w.labels, losses: &w.losses, d_x: w.d_x_last(self), weight });
+        let training = weight.map(|weight| HeadTraining {
+            labels: &w.labels,
+            losses: &w.losses,
+            first_loss: w.first_loss,
+            d_x: w.d_x_last(self),
+            weight,
+        });
         let y = keep_y.then(|| Rows::new(&w.y, self.precision(), x.rows, hidden));
         self.ops.head.run(&self.cuda, self.head_weights(loss), x, hidden, lora, &w.scores, y, training)?;
         Ok(())

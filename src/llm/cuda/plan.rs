@@ -90,6 +90,8 @@ pub struct Demand<'a> {
     pub train: bool,
     /// With dropout on the adapter's input.
     pub dropout: bool,
+    /// Bytes of what a stage keeps beside the adapter: moments, the mapping and its gradients.
+    pub state: usize,
 }
 
 /// The plan: what lies where, in bytes.
@@ -101,6 +103,8 @@ pub struct Plan {
     pub weights: usize,
     /// Adapter: masters, packed elements, gradients.
     pub adapter: usize,
+    /// Moments, the mapping and its gradients.
+    pub state: usize,
     /// Activations.
     pub activations: usize,
     /// Gradients and scratch of backward.
@@ -112,7 +116,7 @@ pub struct Plan {
 impl Plan {
     /// Bytes to be allocated.
     pub fn needed(&self) -> usize {
-        self.adapter + self.activations + self.gradients
+        self.adapter + self.state + self.activations + self.gradients
     }
 
     fn new(model: &Model, demand: &Demand, recompute: Recompute, weights: usize, free: usize) -> Self {
@@ -144,7 +148,7 @@ impl Plan {
             let padded = l.rank.next_multiple_of(8) as f64 / l.rank as f64;
             l.n_params() * 8 + (l.n_params() as f64 * padded) as usize * size * 2
         });
-        Plan { recompute, weights, adapter, activations, gradients, free }
+        Plan { recompute, weights, adapter, state: demand.state, activations, gradients, free }
     }
 }
 
@@ -153,9 +157,10 @@ impl std::fmt::Display for Plan {
         let gib = |bytes: usize| bytes as f64 / f64::from(1u32 << 30);
         write!(
             f,
-            "device memory: weights {:.2} GiB, adapter {:.2}, activations {:.2}{}, gradients {:.2}; {:.2} GiB to allocate, {:.2} free",
+            "device memory: weights {:.2} GiB, adapter {:.2}, training state {:.2}, activations {:.2}{}, gradients {:.2}; {:.2} GiB to allocate, {:.2} free",
             gib(self.weights),
             gib(self.adapter),
+            gib(self.state),
             gib(self.activations),
             if self.recompute == Recompute::Blocks { " (blocks recomputed)" } else { "" },
             gib(self.gradients),

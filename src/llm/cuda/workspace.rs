@@ -1,6 +1,7 @@
 //! Buffers of the passes on a card, kept from batch to batch: they grow when a batch needs more than any before.
 
 use super::adapter::{DeviceAdapter, Product};
+use super::mapping::DeviceMapping;
 use super::model::Model;
 use super::plan::{Recompute, Widths};
 use crate::device::cpu::splice::Source;
@@ -47,8 +48,8 @@ pub struct Workspace {
     pub(super) n_prompts: usize,
     pub(super) first: usize,
     pub(super) dropout: Option<Dropout>,
-    pub(super) n_slots: usize,
-    slots: Vec<usize>,
+    /// Vectors that slots may read.
+    pub(super) n_vectors: usize,
     recompute: Recompute,
     /// Inputs of the blocks, `[n, hidden + tail]`: after the norm has added the last product's adapter, the residual stream whole.
     xs: Vec<Elements>,
@@ -65,12 +66,15 @@ pub struct Workspace {
     pub(super) last_rows: Buffer<i32>,
     /// Counted from the first row with a gradient.
     pub(super) last_rows_d: Buffer<i32>,
+    /// The row that reads each vector, counted as above; −1: none does.
     pub(super) slot_rows: Buffer<i32>,
     pub(super) vectors: Buffer<f32>,
     pub(super) d_vectors: Buffer<f32>,
     pub(super) labels: Buffer<f32>,
     pub(super) scores: Buffer<f32>,
     pub(super) losses: Buffer<f32>,
+    /// Where in `losses` this batch's begin: those of a step's micro-batches lie one after another.
+    pub(super) first_loss: usize,
     masks: [Buffer<u32>; 3],
     pub(super) partials: Buffer<f32>,
     pub(super) delta: Buffer<f32>,
@@ -89,7 +93,33 @@ pub struct Workspace {
     pub(super) d_q_last: Elements,
 }
 
-fn grow<T: Scalar>(cuda: &Cuda, buffer: &mut Buffer<T>, len: usize, what: &str) -> Result<(), Error> {
+/// The adapter of a pass.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum LoraFrom<'a> {
+    /// None.
+    Nowhere,
+    /// The host's: copied and packed for this pass, its gradients start at zero.
+    Host(&'a LoraTensors),
+    /// The one in the workspace, packed already; gradients are added to what is there.
+    Resident,
+}
+
+impl<'a> From<Option<&'a LoraTensors>> for LoraFrom<'a> {
+    fn from(lora: Option<&'a LoraTensors>) -> Self {
+        lora.map_or(LoraFrom::Nowhere, LoraFrom::Host)
+    }
+}
+
+/// What slots are filled with.
+#[derive(Debug)]
+pub(super) enum Vectors<'a> {
+    /// `[n, hidden]`, ready.
+    Ready(&'a [f32]),
+    /// Collaborative vectors `[n, dim]`, and what maps them.
+    Mapped(&'a mut DeviceMapping, &'a [f32]),
+}
+
+pub(super) fn grow<T: Scalar>(cuda: &Cuda, buffer: &mut Buffer<T>, len: usize, what: &str) -> Result<(), Error> {
     if buffer.len() < len {
         // Freed first: old and new need not fit side by side.
         *buffer = Buffer::new(cuda, 0, what)?;
@@ -98,7 +128,7 @@ fn grow<T: Scalar>(cuda: &Cuda, buffer: &mut Buffer<T>, len: usize, what: &str) 
     Ok(())
 }
 
-fn put<T: Scalar>(cuda: &Cuda, buffer: &mut Buffer<T>, values: &[T], what: &str) -> Result<(), Error> {
+pub(super) fn put<T: Scalar>(cuda: &Cuda, buffer: &mut Buffer<T>, values: &[T], what: &str) -> Result<(), Error> {
     grow(cuda, buffer, values.len(), what)?;
     Ok(buffer.upload(cuda, values)?)
 }
@@ -117,8 +147,7 @@ impl Workspace {
             n_prompts: 0,
             first: 0,
             dropout: None,
-            n_slots: 0,
-            slots: Vec::new(),
+            n_vectors: 0,
             recompute: Recompute::Nothing,
             xs: Vec::new(),
             saved: Vec::new(),
@@ -139,6 +168,7 @@ impl Workspace {
             labels: empty!(),
             scores: empty!(),
             losses: empty!(),
+            first_loss: 0,
             masks: [empty!(), empty!(), empty!()],
             partials: empty!(),
             delta: empty!(),
@@ -158,35 +188,51 @@ impl Workspace {
         })
     }
 
-    /// Takes a batch: uploads it, packs the adapter, lists attention's work, makes room. `save`: for a backward pass.
+    /// Puts an adapter on the card, unless there is one of its shape. Returns it.
+    pub(super) fn place(&mut self, model: &Model, lora: &LoraTensors) -> Result<&mut DeviceAdapter, Error> {
+        if !self.adapter.as_ref().is_some_and(|a| a.fits(lora)) {
+            self.adapter = None;
+            self.adapter = Some(DeviceAdapter::new(&model.cuda, lora, model.layers.len())?);
+        }
+        Ok(self.adapter.as_mut().expect("just made"))
+    }
+
+    /// Makes room for the losses of all rows of a step.
+    pub(super) fn begin_step(&mut self, model: &Model, rows: usize) -> Result<(), Error> {
+        self.first_loss = 0;
+        grow(&model.cuda, &mut self.losses, rows, "losses")
+    }
+
+    /// Takes a batch: uploads it, packs the adapter, maps vectors, lists attention's work, makes room. `save`: for a backward
+    /// pass.
     pub(super) fn begin(
         &mut self,
         model: &Model,
-        lora: Option<&LoraTensors>,
+        lora: LoraFrom,
         dropout: Option<Dropout>,
         batch: &PackedBatch,
-        vectors: &[f32],
+        vectors: Vectors,
         save: bool,
     ) -> Result<(), Error> {
         let cuda = &model.cuda;
         (self.n, self.n_prompts, self.first) = (batch.n_rows(), batch.n_prompts(), batch.first_gradient);
-        self.dropout = dropout;
-        self.has_lora = lora.is_some();
-        if let Some(lora) = lora {
-            if !self.adapter.as_ref().is_some_and(|a| a.fits(lora)) {
-                self.adapter = None;
-                self.adapter = Some(DeviceAdapter::new(cuda, lora, model.layers.len())?);
-            }
-            if let Some(adapter) = &mut self.adapter {
-                adapter.load(cuda, &model.ops.lora, lora)?;
-                let len = adapter.gradients.len();
-                adapter.gradients.clear(cuda, len)?;
-            }
+        self.dropout = dropout.filter(|d| d.p > 0.0);
+        self.has_lora = !matches!(lora, LoraFrom::Nowhere);
+        if let LoraFrom::Host(lora) = lora {
+            let adapter = self.place(model, lora)?;
+            adapter.load(cuda, lora)?;
+            adapter.pack(cuda, &model.ops.lora)?;
+            let len = adapter.gradients.len();
+            adapter.gradients.clear(cuda, len)?;
+            self.first_loss = 0;
         }
         let hidden = model.config.hidden_size;
-        let n_vectors = vectors.len() / hidden;
+        let n_vectors = match &vectors {
+            Vectors::Ready(vectors) => vectors.len() / hidden,
+            Vectors::Mapped(mapping, x) => mapping.count(x) * mapping.out() / hidden,
+        };
         let mut sources = Vec::with_capacity(self.n);
-        let mut slots = Vec::new();
+        let mut slot_rows = vec![-1; n_vectors];
         for (row, source) in batch.sources.iter().enumerate() {
             sources.push(match *source {
                 Source::Token(id) => {
@@ -201,7 +247,7 @@ impl Workspace {
                         return Err(Error::Shape { what: format!("slot vector {v} of {n_vectors}") });
                     }
                     if row >= self.first {
-                        slots.push((v as usize, (row - self.first) as i32));
+                        slot_rows[v as usize] = (row - self.first) as i32;
                     }
                     -1 - v as i32
                 }
@@ -215,20 +261,23 @@ impl Workspace {
         put(cuda, &mut self.q_tokens, &gather(&batch.step_tokens), "a batch")?;
         let last: Vec<i32> = batch.last_rows.iter().map(|&r| r as i32).collect();
         put(cuda, &mut self.last_rows, &last, "a batch")?;
-        put(cuda, &mut self.vectors, vectors, "CIE vectors")?;
+        match vectors {
+            Vectors::Ready(vectors) => put(cuda, &mut self.vectors, vectors, "CIE vectors")?,
+            Vectors::Mapped(mapping, x) => {
+                grow(cuda, &mut self.vectors, n_vectors * hidden, "CIE vectors")?;
+                mapping.forward(cuda, x, &self.vectors)?;
+            }
+        }
         let p = self.n_prompts;
         grow(cuda, &mut self.scores, p, "scores")?;
         if save {
             let last: Vec<i32> = last.iter().map(|&r| r - self.first as i32).collect();
             put(cuda, &mut self.last_rows_d, &last, "a batch")?;
-            let rows: Vec<i32> = slots.iter().map(|s| s.1).collect();
-            put(cuda, &mut self.slot_rows, &rows, "a batch")?;
-            grow(cuda, &mut self.d_vectors, rows.len() * hidden, "CIE gradients")?;
-            grow(cuda, &mut self.labels, p, "labels")?;
-            grow(cuda, &mut self.losses, p, "losses")?;
+            put(cuda, &mut self.slot_rows, &slot_rows, "a batch")?;
+            grow(cuda, &mut self.d_vectors, n_vectors * hidden, "CIE gradients")?;
+            grow(cuda, &mut self.losses, self.first_loss + p, "losses")?;
         }
-        self.n_slots = slots.len();
-        self.slots = slots.into_iter().map(|s| s.0).collect();
+        self.n_vectors = n_vectors;
         let (last_segments, none) = (batch.last_segments(), Vec::new());
         let (backward, backward_last) =
             if save { (batch.gradient_segments(), &last_segments) } else { (Vec::new(), &none) };
@@ -411,17 +460,6 @@ impl Workspace {
         let rows = rows.columns(0, model.config.hidden_size.min(rows.columns));
         let bytes = model.cuda.read(rows)?;
         Ok(from_elements(rows.precision, &bytes))
-    }
-
-    /// Gradients of the vectors; of vectors that no row reads, zero.
-    pub(super) fn read_d_vectors(&self, model: &Model, d_vectors: &mut [f32]) -> Result<(), Error> {
-        let hidden = model.config.hidden_size;
-        let found = self.d_vectors.download(&model.cuda, self.n_slots * hidden)?;
-        d_vectors.fill(0.0);
-        for (&v, row) in self.slots.iter().zip(found.chunks_exact(hidden)) {
-            d_vectors[v * hidden..][..hidden].copy_from_slice(row);
-        }
-        Ok(())
     }
 
     /// Adds the adapter's gradients.
