@@ -8,7 +8,7 @@ use crate::checks::{Finding, Kind};
 use crate::counts::Card;
 use crate::machine::{Config, Launch, Outcome, grid};
 use crate::memory::{Memory, host_finding};
-use crate::program::Program;
+use crate::program::{Program, Special};
 
 /// The shape of a launch.
 #[derive(Debug, Clone, Copy, Default)]
@@ -125,6 +125,10 @@ impl Device {
         if let Some(problem) = self.limits(program, shape, cluster) {
             return refused(program, &problem);
         }
+        let workspace = match self.workspace(program, shape) {
+            Ok(workspace) => workspace,
+            Err(problem) => return refused(program, &problem),
+        };
         let snapshot = self.memory.snapshot();
         let shadows =
             if self.config.check { (0..snapshot.len()).map(|_| OnceLock::new()).collect() } else { Vec::new() };
@@ -136,6 +140,7 @@ impl Device {
             dynamic_shared: shape.dynamic_shared,
             params,
             cooperative: shape.cooperative,
+            workspace,
             memory: &self.memory,
             snapshot,
             shadows,
@@ -145,7 +150,25 @@ impl Device {
             abort: AtomicBool::new(false),
             printed: Default::default(),
         };
-        grid::run(&launch)
+        let outcome = grid::run(&launch);
+        if workspace != 0 {
+            // It was allocated above: there is nothing to find.
+            let _ = self.memory.free(workspace);
+        }
+        outcome
+    }
+
+    /// Zeroed memory for the grid barrier of a cooperative launch whose kernel asks for it, else zero: the driver's part in
+    /// cooperative groups' `grid_group::sync`.
+    fn workspace(&self, program: &Program, shape: Shape) -> Result<u64, String> {
+        let asked = program.specials.iter().any(|(s, ..)| matches!(s, Special::GridWorkspace(_)));
+        if !(asked && shape.cooperative) {
+            return Ok(0);
+        }
+        let made = self.memory.allocate(64, "grid barrier", false);
+        let made = made.ok_or("no memory left for the barrier of a cooperative launch")?;
+        self.write(made.base, &[0; 64]);
+        Ok(made.base)
     }
 
     /// Why a launch is beyond the card, if it is.
@@ -171,7 +194,7 @@ impl Device {
         {
             return Some(format!("a block of {block:?} where .reqntid demands {required:?}"));
         }
-        let shared = u64::from(program.shared_bytes) + u64::from(dynamic_shared);
+        let shared = u64::from(program.own_shared()) + u64::from(dynamic_shared);
         let most = if dynamic_shared == 0 { 49152 } else { self.card.shared_per_block };
         if shared > u64::from(most) {
             return Some(format!("{shared} bytes of shared memory a block: {} has {most}", self.card.name));

@@ -104,19 +104,47 @@ impl<'m> Builder<'m> {
                 let f = if op == "dp4a" { video::dp4a(a, b) } else { video::dp2a(a, b, i.has("hi")) };
                 self.simple(i, f, u32s, &[u32s; 3])?;
             }
+            _ if op.starts_with('v') => self.simd_video(i)?,
             _ => return Err(self.unknown(i)),
         }
         Ok(Class::Integer)
     }
 
-    /// `add.cc`, `addc`, `sub.cc`, `subc`, `mad.cc`, `madc`: the carry flag is a hidden register.
+    /// `vadd4`, `vabsdiff2` and their like, on whole registers: no selectors, no masks, so `c` counts with `.add` only.
+    fn simd_video(&mut self, i: &'m Instruction) -> Result<(), Error> {
+        let (stem, width) = i.opcode[0].split_at(i.opcode[0].len() - 1);
+        let op = video::SIMD_OPS.iter().position(|o| *o == stem).ok_or_else(|| self.unknown(i))?;
+        let [d, a, b] = i.types()[..] else { return Err(self.unknown(i)) };
+        let control = video::Simd {
+            op: op as u32,
+            bytes: width == "4",
+            signed: [a, b, d].map(Type::is_signed),
+            saturate: i.has("sat"),
+            sum: i.has("add"),
+        };
+        let (x, y, c) = (self.source_at(i, 1, a)?, self.source_at(i, 2, b)?, self.source_at(i, 3, d)?);
+        let (result, bits) = (self.temp(false), self.constant(u64::from(control.bits()), false));
+        self.lane(video::simd(), result, &[x, y, bits], false);
+        let to = self.dest_at(i, 0, d)?;
+        if control.sum {
+            let add = integer::binary("add", d).ok_or_else(|| self.unknown(i))?;
+            self.lane(add, to.reg, &[result, c], false);
+        } else {
+            self.copy(to.reg, result, false);
+        }
+        self.finish(to)
+    }
+
+    /// `add.cc`, `addc`, `sub.cc`, `subc`, `mad.cc`, `madc`: the carry flag is a hidden register. A subtraction adds the
+    /// complement, so that its flag is 1 where there was no borrow; the manual leaves that open, but the division of 128-bit
+    /// integers that nvcc emits has `addc` read the flag of a `subc.cc`.
     pub fn carry_arithmetic(&mut self, i: &'m Instruction) -> Result<Class, Error> {
         let ty = *i.types().last().ok_or_else(|| self.unknown(i))?;
         let wide = ty.bytes() == 8;
         let op = i.opcode[0].as_str();
         let flag = self.carry();
-        let zero = self.constant(0, false);
-        let carry_in = if op.ends_with('c') { flag } else { zero };
+        let subtract = op.starts_with("sub");
+        let carry_in = if op.ends_with('c') { flag } else { self.constant(u64::from(subtract), false) };
         let (mut a, mut b) = (self.source_at(i, 1, ty)?, self.source_at(i, 2, ty)?);
         if op.starts_with("mad") {
             let name = if i.has("hi") { "mul.hi" } else { "mul.lo" };
@@ -125,8 +153,8 @@ impl<'m> Builder<'m> {
             self.lane(f, product, &[a, b], wide);
             (a, b) = (product, self.source_at(i, 3, ty)?);
         }
-        let (value, out) = if op.starts_with("sub") {
-            (integer::sub_borrow(wide), integer::sub_borrow_out(wide))
+        let (value, out) = if subtract {
+            (integer::sub_carry(wide), integer::sub_carry_out(wide))
         } else {
             (integer::add_carry(wide), integer::add_carry_out(wide))
         };

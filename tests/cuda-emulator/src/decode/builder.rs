@@ -398,7 +398,10 @@ impl<'m> Builder<'m> {
             "rcp" | "sqrt" | "rsqrt" | "sin" | "cos" | "lg2" | "ex2" | "tanh" | "testp" => self.float_arithmetic(i),
             "addc" | "subc" | "madc" => self.carry_arithmetic(i),
             "mul24" | "mad24" | "sad" | "popc" | "clz" | "brev" | "bfind" | "bfe" | "bfi" | "bmsk" | "szext"
-            | "fns" | "prmt" | "shf" | "dp4a" | "dp2a" | "shl" | "shr" => self.integer_arithmetic(i),
+            | "fns" | "prmt" | "shf" | "dp4a" | "dp2a" | "shl" | "shr" | "vadd2" | "vadd4" | "vsub2" | "vsub4"
+            | "vavrg2" | "vavrg4" | "vabsdiff2" | "vabsdiff4" | "vmin2" | "vmin4" | "vmax2" | "vmax4" => {
+                self.integer_arithmetic(i)
+            }
             "and" | "or" | "xor" | "not" | "cnot" | "lop3" => self.logic(i),
             "setp" | "set" | "selp" | "slct" => self.compare(i),
             "mov" => self.mov(i),

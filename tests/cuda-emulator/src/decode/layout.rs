@@ -62,6 +62,12 @@ pub fn calls(function: &Function) -> Calls {
     calls
 }
 
+/// Whether a function asks where the shared memory lies that is reserved for the system.
+pub fn mentions_reserved(function: &Function) -> bool {
+    let reserved = |o: &Operand| matches!(o, Operand::Special(name) if name.starts_with("%reserved_smem_offset"));
+    function.body.iter().flatten().any(|i| i.operands.iter().any(reserved))
+}
+
 /// Indices of the functions that a kernel may run, itself first; all device functions if any is called by address.
 pub fn reachable(module: &Module, kernel: usize) -> Vec<usize> {
     let by_name: HashMap<&str, usize> =

@@ -3,7 +3,7 @@
 use super::builder::Builder;
 use super::layout::Place;
 use crate::lanes::{convert, logic};
-use crate::program::{Address, Pred, Reg, Special};
+use crate::program::{Address, Pred, RESERVED_SHARED, Reg, Special};
 use crate::ptx::Error;
 use crate::ptx::ast::{Instruction, Operand};
 use crate::ptx::types::{Space, Type};
@@ -226,10 +226,13 @@ impl<'m> Builder<'m> {
             "%nclusterid" => Special::ClusterCount(axis),
             "%cluster_ctarank" => Special::ClusterRank,
             "%cluster_nctarank" => Special::ClusterSize,
-            "%is_explicit_cluster"
-            | "%reserved_smem_offset_begin"
-            | "%reserved_smem_offset_end"
-            | "%reserved_smem_offset_cap" => Special::Zero,
+            "%is_explicit_cluster" | "%reserved_smem_offset_begin" | "%reserved_smem_offset_0" => Special::Zero,
+            "%reserved_smem_offset_end" | "%reserved_smem_offset_cap" => {
+                return Ok(self.constant(u64::from(RESERVED_SHARED), wide));
+            }
+            "%reserved_smem_offset_1" => return Ok(self.constant(u64::from(RESERVED_SHARED) / 2, wide)),
+            "%envreg1" => Special::GridWorkspace(false),
+            "%envreg2" => Special::GridWorkspace(true),
             "%clock" | "%clock_hi" | "%clock64" | "%globaltimer" | "%globaltimer_lo" | "%globaltimer_hi" => {
                 let d = self.temp(wide);
                 self.emit(crate::program::Op::Clock { d, wide });

@@ -2,6 +2,7 @@
 
 use super::builder::Builder;
 use super::layout::{self, Arena, Place};
+use crate::program::RESERVED_SHARED;
 use crate::ptx::Error;
 use crate::ptx::types::Space;
 
@@ -11,6 +12,11 @@ pub const MAX_STATIC: u64 = 1 << 24;
 impl Builder<'_> {
     pub(super) fn place_shared(&mut self, functions: &[usize]) -> Result<(), Error> {
         let mut arena = Arena::default();
+        if functions.iter().any(|i| layout::mentions_reserved(&self.module.functions[*i])) {
+            let at = arena.place(u64::from(RESERVED_SHARED), 16);
+            self.program.shared_names.push((at as u32, RESERVED_SHARED, "reserved".to_string()));
+            self.program.reserved_shared = RESERVED_SHARED;
+        }
         let mut dynamic: Vec<(String, u32)> = Vec::new();
         for &index in functions {
             let function = &self.module.functions[index];

@@ -26,7 +26,7 @@ impl Driver {
         if threads == 0 || threads > 1024 {
             return 0;
         }
-        let shared = u64::from(function.program.shared_bytes) + dynamic as u64;
+        let shared = u64::from(function.program.own_shared()) + dynamic as u64;
         if shared > u64::from(card.shared_per_block) {
             return 0;
         }
@@ -119,10 +119,10 @@ driver_calls! { lookup:
     }
     fn cuFuncGetAttribute(value: *mut c_int, attribute: c_uint, function: Handle) |d| {
         let Some(f) = d.function(function) else { return error::INVALID_HANDLE };
-        let dynamic = f.max_dynamic_shared.unwrap_or(STATIC_LIMIT.saturating_sub(f.program.shared_bytes));
+        let dynamic = f.max_dynamic_shared.unwrap_or(STATIC_LIMIT.saturating_sub(f.program.own_shared()));
         store(value, match attribute {
             0 => f.program.max_threads.unwrap_or(1024),              // MAX_THREADS_PER_BLOCK
-            1 => f.program.shared_bytes,                             // SHARED_SIZE_BYTES
+            1 => f.program.own_shared(),                             // SHARED_SIZE_BYTES
             3 => f.program.local_bytes,                              // LOCAL_SIZE_BYTES
             4 => 32,                                                 // NUM_REGS: ptxas would tell
             5 => f.version.0 * 10 + f.version.1,                     // PTX_VERSION
@@ -136,7 +136,7 @@ driver_calls! { lookup:
         let Some(f) = functions.get_mut(&(function as usize)) else { return error::INVALID_HANDLE };
         match attribute {
             8 => {
-                let most = d.device.card.shared_per_block.saturating_sub(f.program.shared_bytes);
+                let most = d.device.card.shared_per_block.saturating_sub(f.program.own_shared());
                 if value < 0 || value as u32 > most {
                     return error::INVALID_VALUE;
                 }
@@ -181,6 +181,6 @@ driver_calls! { lookup:
         let Some(f) = d.function(function) else { return error::INVALID_HANDLE };
         let share = d.device.card.shared_per_sm / blocks.max(1) as u32;
         let most = share.saturating_sub(1024).min(d.device.card.shared_per_block);
-        store(bytes, most.saturating_sub(f.program.shared_bytes) as usize)
+        store(bytes, most.saturating_sub(f.program.own_shared()) as usize)
     }
 }

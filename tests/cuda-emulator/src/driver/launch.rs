@@ -97,7 +97,7 @@ impl Driver {
         let Some(f) = self.function(function) else { return error::INVALID_HANDLE };
         // SAFETY: see the module.
         let Some(buffer) = (unsafe { self.params(&f, params, extra) }) else { return error::INVALID_VALUE };
-        let allowed = f.max_dynamic_shared.unwrap_or(49152u32.saturating_sub(f.program.shared_bytes));
+        let allowed = f.max_dynamic_shared.unwrap_or(49152u32.saturating_sub(f.program.own_shared()));
         if shape.dynamic_shared > allowed {
             eprintln!(
                 "[cuda-emulator] launch of {}: {} bytes of dynamic shared memory where {allowed} are allowed (cuFuncSetAttribute \
@@ -134,7 +134,7 @@ impl Driver {
             self.fail(worst.kind.code());
         }
         if self.environment.table || self.environment.report.is_some() {
-            let shared = f.program.shared_bytes + shape.dynamic_shared;
+            let shared = f.program.own_shared() + shape.dynamic_shared;
             let entry = report::launch(self.device.card, &f.program, shape.grid, shape.block, shared, &outcome);
             let mut reports = lock(&self.reports);
             if self.environment.table {

@@ -198,20 +198,20 @@ pub fn add_carry_out(wide: bool) -> LaneFn {
     }
 }
 
-/// `a - b - borrow`, borrow 0 or 1.
-pub fn sub_borrow(wide: bool) -> LaneFn {
+/// `a + !b + carry`, carry 0 or 1: `a - b`, less one without the carry.
+pub fn sub_carry(wide: bool) -> LaneFn {
     if wide {
-        pick3(|a: u64, b: u64, c: u32| a.wrapping_sub(b).wrapping_sub(u64::from(c)))
+        pick3(|a: u64, b: u64, c: u32| a.wrapping_add(!b).wrapping_add(u64::from(c)))
     } else {
-        pick3(|a: u32, b: u32, c: u32| a.wrapping_sub(b).wrapping_sub(c))
+        pick3(|a: u32, b: u32, c: u32| a.wrapping_add(!b).wrapping_add(c))
     }
 }
 
-/// The borrow out of `a - b - borrow`.
-pub fn sub_borrow_out(wide: bool) -> LaneFn {
+/// The carry out of `a + !b + carry`: 1 where nothing is borrowed.
+pub fn sub_carry_out(wide: bool) -> LaneFn {
     if wide {
-        pick3(|a: u64, b: u64, c: u32| u32::from(u128::from(a) < u128::from(b) + u128::from(c)))
+        pick3(|a: u64, b: u64, c: u32| ((u128::from(a) + u128::from(!b) + u128::from(c)) >> 64) as u32)
     } else {
-        pick3(|a: u32, b: u32, c: u32| u32::from(u64::from(a) < u64::from(b) + u64::from(c)))
+        pick3(|a: u32, b: u32, c: u32| ((u64::from(a) + u64::from(!b) + u64::from(c)) >> 32) as u32)
     }
 }

@@ -228,13 +228,15 @@ impl<'a> Block<'a> {
                     Special::SmId => (self.linear % u64::from(launch.sm_count.max(1))) as u32,
                     Special::SmCount => launch.sm_count,
                     Special::DynamicSharedBytes => launch.dynamic_shared,
-                    Special::TotalSharedBytes => self.shared_bytes,
+                    Special::TotalSharedBytes => self.shared_bytes - self.program().reserved_shared,
                     Special::ClusterCtaid(i) => in_cluster[i as usize],
                     Special::ClusterNctaid(i) => cluster[i as usize],
                     Special::ClusterId(i) => self.id[i as usize] / cluster[i as usize],
                     Special::ClusterCount(i) => launch.grid[i as usize] / cluster[i as usize],
                     Special::ClusterRank => rank,
                     Special::ClusterSize => cluster.iter().product(),
+                    Special::GridWorkspace(true) => (launch.workspace >> 32) as u32,
+                    Special::GridWorkspace(false) => launch.workspace as u32,
                     Special::GridId | Special::Zero => 0,
                 })
             };

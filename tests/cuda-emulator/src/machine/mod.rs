@@ -89,6 +89,8 @@ pub struct Launch<'a> {
     pub params: &'a [u8],
     /// All blocks are resident at once.
     pub cooperative: bool,
+    /// Address of the memory in which a cooperative grid's barrier lies, or zero.
+    pub workspace: u64,
     /// The device's memory, for explanations.
     pub memory: &'a Memory,
     /// Its allocations.

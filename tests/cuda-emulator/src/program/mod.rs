@@ -338,8 +338,13 @@ pub enum Special {
     ClusterCount(u8),
     ClusterRank,
     ClusterSize,
+    /// Half of the address of the memory that a cooperative launch's blocks meet in; true for the upper half.
+    GridWorkspace(bool),
     Zero,
 }
+
+/// What a card reserves of a block's shared memory, bytes.
+pub const RESERVED_SHARED: u32 = 1024;
 
 /// A kernel ready to run.
 #[derive(Debug, Clone, Default)]
@@ -362,8 +367,11 @@ pub struct Program {
     pub params: Vec<(u32, u32)>,
     /// Size of the parameter buffer.
     pub param_bytes: u32,
-    /// Static shared memory, bytes.
+    /// Static shared memory, bytes, with the reserved part.
     pub shared_bytes: u32,
+    /// The part of it, at its start, that is the system's: cooperative groups keep their barriers there. Zero where the
+    /// kernel does not ask for it.
+    pub reserved_shared: u32,
     /// Names of shared variables: offset, bytes, name.
     pub shared_names: Vec<(u32, u32, String)>,
     /// Local memory of a thread, bytes.
@@ -384,4 +392,11 @@ pub struct Program {
     pub order_matters: bool,
     /// Source files by index.
     pub files: Vec<(u32, String)>,
+}
+
+impl Program {
+    /// Static shared memory of the kernel's own variables, which counts against the card's limits, bytes.
+    pub fn own_shared(&self) -> u32 {
+        self.shared_bytes - self.reserved_shared
+    }
 }
