@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Bench, Numbers};
+use common::{Bench, Numbers, ways};
 use cuda_emulator::{Config, Shape};
 
 fn module(params: &str, body: &str) -> String {
@@ -52,25 +52,26 @@ fn reserved_shared_memory_is_apart_from_the_kernels_own() {
          ld.param.u64 %p, [p]; mov.u32 %r, %reserved_smem_offset_1; mov.u32 %end, %reserved_smem_offset_end;
          mov.u32 %m, mine; mov.u32 %total, %total_smem_size;
          st.shared.u32 [%m], 1; st.shared.u32 [%r], 2; st.shared.u32 [%r+284], 3;
+         ld.shared.u32 %x, [%r+16]; st.global.u32 [%p+16], %x;
          ld.shared.u32 %x, [%m]; st.global.u32 [%p], %x;
          ld.shared.u32 %x, [%r]; st.global.u32 [%p+4], %x;
          sub.u32 %x, %end, %r; st.global.u32 [%p+8], %x; st.global.u32 [%p+12], %total;",
     );
     let b = Bench::from_text(&text, "A100", Config::default());
-    let at = b.put(&[0u32; 4]);
+    let at = b.put(&[9u32; 5]);
     b.clean("k", Shape::linear(1, 1), &[&at]);
-    let [mine, reserved, room, total] = b.get::<u32>(at, 4)[..] else { unreachable!() };
-    assert_eq!((mine, reserved, total), (1, 2, 4));
+    let [mine, reserved, room, total, untouched] = b.get::<u32>(at, 5)[..] else { unreachable!() };
+    assert_eq!((mine, reserved, total, untouched), (1, 2, 4, 0), "the reserved part begins with zeros");
     assert!(room >= 288, "{room}");
 }
 
-/// `grid_group::sync` finds its barrier through `%envreg1` and `%envreg2`, and traps where they hold zero.
+/// `grid_group::sync` finds its barrier through `%envreg1` (upper half) and `%envreg2`, and traps where they hold zero.
 #[test]
 fn cooperative_launch_has_memory_for_its_barrier() {
     let text = module(
         ".param .u64 p",
         ".reg .u64 %p, %w; .reg .u32 %lo, %hi, %old; .reg .pred %none;
-         ld.param.u64 %p, [p]; mov.u32 %lo, %envreg1; mov.u32 %hi, %envreg2; mov.b64 %w, {%lo, %hi};
+         ld.param.u64 %p, [p]; mov.u32 %hi, %envreg1; mov.u32 %lo, %envreg2; mov.b64 %w, {%lo, %hi};
          setp.eq.u64 %none, %w, 0; @%none bra END;
          atom.add.release.gpu.u32 %old, [%w+4], 1; red.global.add.u32 [%p], 1; red.global.max.u32 [%p+4], %old;
          END:",
@@ -132,5 +133,57 @@ fn simd_video_instructions() {
                 assert_eq!(out[2], if sum { total as u32 } else { joined }, "{name}{add} {:x} {:x}", row[0], row[1]);
             }
         }
+    }
+}
+
+/// `.relu` holds for packed halves too: compute_90 has it for `__vimin3_s16x2_relu` and the like.
+#[test]
+fn relu_of_packed_minimum_and_maximum() {
+    let text = module(
+        ".param .u64 p",
+        ".reg .u64 %p; .reg .u32 %i, %a, %b, %d;
+         ld.param.u64 %p, [p]; mov.u32 %i, %tid.x; mad.wide.u32 %p, %i, 16, %p;
+         ld.global.u32 %a, [%p]; ld.global.u32 %b, [%p+4];
+         min.relu.s16x2 %d, %a, %b; st.global.u32 [%p+8], %d;
+         max.relu.s16x2 %d, %a, %b; st.global.u32 [%p+12], %d;",
+    )
+    .replace("sm_80", "sm_90");
+    let b = Bench::from_text(&text, "H100", Config::default());
+    let mut numbers = Numbers(3);
+    let rows: Vec<i16> = (0..256).map(|_| numbers.bits() as i16).collect();
+    let at = b.put(&rows);
+    b.clean("k", Shape::linear(1, 32), &[&at]);
+    for (row, out) in rows.chunks(8).zip(b.get::<i16>(at, 256).chunks(8)) {
+        for half in 0..2 {
+            let (x, y) = (row[half], row[2 + half]);
+            assert_eq!((out[4 + half], out[6 + half]), (x.min(y).max(0), x.max(y).max(0)), "{x} {y}");
+        }
+    }
+}
+
+/// Lanes that spin on an mbarrier leave their turn to the lanes of their warp that have still to arrive, as
+/// `cuda::barrier::arrive_and_drop` of some has it, before the block is taken to hang.
+#[test]
+fn spinning_lanes_let_the_others_of_their_warp_arrive() {
+    let text = module(
+        ".param .u64 p",
+        ".shared .align 8 .b64 bar; .reg .u64 %p; .reg .u32 %i, %bar; .reg .pred %first, %late, %done;
+         ld.param.u64 %p, [p]; mov.u32 %i, %tid.x; mov.u32 %bar, bar; setp.eq.u32 %first, %i, 0;
+         @%first mbarrier.init.shared.b64 [%bar], 16;
+         bar.sync 0;
+         setp.ge.u32 %late, %i, 16; @%late bra ARRIVE;
+         WAIT:
+         mbarrier.test_wait.parity.shared.b64 %done, [%bar], 0; @!%done bra WAIT;
+         bra.uni END;
+         ARRIVE:
+         mbarrier.arrive.shared.b64 _, [%bar];
+         END:
+         red.global.add.u32 [%p], 1;",
+    );
+    for config in ways() {
+        let b = Bench::from_text(&text, "A100", config);
+        let at = b.put(&[0u32]);
+        b.clean("k", Shape::linear(1, 32), &[&at]);
+        assert_eq!(b.get::<u32>(at, 1), [32]);
     }
 }

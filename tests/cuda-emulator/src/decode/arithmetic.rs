@@ -31,19 +31,21 @@ impl<'m> Builder<'m> {
         }
         let u32s = Type::U32;
         match op {
+            "min" | "max" if i.has("relu") => {
+                let packed = matches!(ty, Type::U16x2 | Type::S16x2);
+                let pick = |op| if packed { video::packed(op, ty) } else { integer::binary(op, ty) };
+                self.simple(i, pick(op), ty, &[ty; 2])?;
+                let Operand::Reg(d) = self.operand_at(i, 0)? else { return Err(self.unknown(i)) };
+                let (d, zero) = (self.slot(*d), self.constant(0, false));
+                let max = pick("max").ok_or_else(|| self.unknown(i))?;
+                self.lane(max, d, &[d, zero], false);
+            }
             "add" | "sub" | "min" | "max" if matches!(ty, Type::U16x2 | Type::S16x2) => {
                 self.simple(i, video::packed(op, ty), ty, &[ty; 2])?;
             }
             "add" | "sub" => {
                 let name = if i.has("sat") { format!("{op}.sat") } else { op.to_string() };
                 self.simple(i, integer::binary(&name, ty), ty, &[ty; 2])?;
-            }
-            "min" | "max" if i.has("relu") => {
-                self.simple(i, integer::binary(op, ty), ty, &[ty; 2])?;
-                let Operand::Reg(d) = self.operand_at(i, 0)? else { return Err(self.unknown(i)) };
-                let (d, zero) = (self.slot(*d), self.constant(0, false));
-                let max = integer::binary("max", ty).ok_or_else(|| self.unknown(i))?;
-                self.lane(max, d, &[d, zero], false);
             }
             "div" | "rem" | "min" | "max" => self.simple(i, integer::binary(op, ty), ty, &[ty; 2])?,
             "mul" if i.has("wide") => self.simple(i, integer::mul_wide(ty), double(ty), &[ty; 2])?,

@@ -231,8 +231,8 @@ impl<'m> Builder<'m> {
                 return Ok(self.constant(u64::from(RESERVED_SHARED), wide));
             }
             "%reserved_smem_offset_1" => return Ok(self.constant(u64::from(RESERVED_SHARED) / 2, wide)),
-            "%envreg1" => Special::GridWorkspace(false),
-            "%envreg2" => Special::GridWorkspace(true),
+            "%envreg1" => Special::GridWorkspace(true),
+            "%envreg2" => Special::GridWorkspace(false),
             "%clock" | "%clock_hi" | "%clock64" | "%globaltimer" | "%globaltimer_lo" | "%globaltimer_hi" => {
                 let d = self.temp(wide);
                 self.emit(crate::program::Op::Clock { d, wide });

@@ -170,6 +170,12 @@ impl<'a> Block<'a> {
             shadow.clear();
             shadow.set_rank(rank as usize);
         }
+        // Cooperative groups rely on barriers that begin at zero in what is reserved for them.
+        let reserved = self.program().reserved_shared;
+        self.shared[..reserved as usize / 16].fill(0);
+        if let Some(shadow) = &mut self.shadow {
+            shadow.initialise(0, reserved);
+        }
         self.warpgroups.clear();
         self.barriers = Default::default();
         self.mbarriers = Objects::default();

@@ -77,6 +77,9 @@ pub fn set_pred(warp: &mut Warp, p: Pred, value: u32, mask: u32) {
 
 /// What a failed test of an mbarrier takes from a turn: others should run to make it succeed.
 const FAILED_TEST: i64 = 2000;
+/// And from the patience with its group, which must end long before such turns count as a hang: others of the warp may be
+/// the ones.
+const FAILED_TEST_PATIENCE: u32 = PATIENCE / 64;
 
 impl<'a> Block<'a> {
     /// Runs a warp until no group of it can go on, or its turn is over.
@@ -293,6 +296,7 @@ impl<'a> Block<'a> {
                 Op::Mbarrier(op) => {
                     if self.mbarrier(warp, op, active)? {
                         fuel -= FAILED_TEST;
+                        warp.patience += FAILED_TEST_PATIENCE;
                     }
                     warp.pc += 1;
                 }
