@@ -73,6 +73,8 @@ pub fn measure(
     n_users_items: (usize, usize),
     share: bool,
 ) -> Result<Measurement, Error> {
+    // Only scoring shares.
+    let share = share && task == Task::Score;
     let config = model.config();
     let mut lora = LoraTensors::init(config, &[Target::Q, Target::V], 8, 16.0, 0.05, 1);
     lora.tensors.values_mut().for_each(|p| p.b.iter_mut().enumerate().for_each(|(i, b)| *b = 1e-3 * (i % 7) as f32));
@@ -88,24 +90,24 @@ pub fn measure(
             let first = micro.start;
             let rows_here = &rows[micro];
             let refs: Vec<_> = rows_here.iter().map(|&r| prompts.get(r)).collect();
-            if task == Task::Score {
+            let sharing = if share {
                 let ids: Vec<_> = rows_here.iter().map(|&r| (samples.uid[r], samples.iid[r])).collect();
-                let from = GradientFrom::Start;
-                let sharing = if share { Sharing::best(&refs, &ids, from) } else { Sharing::none(refs.len()) };
-                let ordered: Vec<_> = sharing.order.iter().map(|&i| refs[i]).collect();
-                let rows_here: Vec<_> = sharing.order.iter().map(|&i| rows_here[i]).collect();
-                let batch = PackedBatch::grouped(&ordered, &sharing.groups, 1, from, first);
-                work += linear_work(model, &batch, task);
-                let vectors = cie.forward(&collaborative_vectors(&mf, samples, &rows_here)).output;
-                black_box(model.scores(Some(&lora), &batch, &vectors, Loss::YesLogitBce, &mut workspace)?);
-                continue;
-            }
+                Sharing::best(&refs, &ids, GradientFrom::Start)
+            } else {
+                Sharing::none(refs.len())
+            };
+            let refs: Vec<_> = sharing.order.iter().map(|&i| refs[i]).collect();
+            let rows_here: Vec<_> = sharing.order.iter().map(|&i| rows_here[i]).collect();
             let from = if task == Task::Stage2 { GradientFrom::FirstSlot } else { GradientFrom::Start };
-            let batch = PackedBatch::new(&refs, 1, from, first);
+            let batch = PackedBatch::grouped(&refs, &sharing.groups, 1, from, first);
             work += linear_work(model, &batch, task);
-            let x = collaborative_vectors(&mf, samples, rows_here);
+            let x = collaborative_vectors(&mf, samples, &rows_here);
             let pass = (task != Task::Stage1).then(|| cie.forward(&x));
             let vectors = pass.as_ref().map_or(&[][..], |p| &p.output);
+            if task == Task::Score {
+                black_box(model.scores(Some(&lora), &batch, vectors, Loss::YesLogitBce, &mut workspace)?);
+                continue;
+            }
             let labels: Vec<f32> = rows_here.iter().map(|&r| samples.label[r].into()).collect();
             let mut d_vectors = vec![0.0; vectors.len()];
             let stage1 = task == Task::Stage1;
@@ -131,7 +133,7 @@ pub fn measure(
         Ok(work)
     };
     let mut all: Vec<usize> = (0..samples.len()).collect();
-    if share && task == Task::Score {
+    if share {
         let refs: Vec<_> = all.iter().map(|&r| prompts.get(r)).collect();
         let ids: Vec<_> = all.iter().map(|&r| (samples.uid[r], samples.iid[r])).collect();
         all = Sharing::best(&refs, &ids, GradientFrom::Start).order;

@@ -41,6 +41,11 @@ impl Mapping {
         mapping
     }
 
+    /// Weight decay of the four tensors: on matrices, not on biases, as officially.
+    pub fn decays(weight_decay: f64) -> [f64; 4] {
+        [weight_decay, 0.0, weight_decay, 0.0]
+    }
+
     /// All zero: a gradient to add to.
     pub fn zeros(dim: usize, mid: usize, out: usize) -> Self {
         Mapping { dim, mid, out, tensors: [mid * dim, mid, out * mid, out].map(|n| vec![0.0; n]) }

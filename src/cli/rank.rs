@@ -1,7 +1,7 @@
 //! `collm-engine rank`: the best items for users, each user's prompt prefix computed once for all candidates.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -9,10 +9,11 @@ use anyhow::{Result, bail};
 use super::train::cache_dir;
 use crate::device::Device;
 use crate::progress::Progress;
+use crate::train::Error;
 use crate::train::config::Config;
 use crate::train::pipeline::{Part, Pipeline};
-use crate::train::ranking::{rank, read_ids};
-use crate::train::scoring::{RowReader, ScoreWriter, Scorer};
+use crate::train::ranking::rank;
+use crate::train::scoring::{IdReader, ScoreWriter, Scorer};
 
 /// Arguments of `collm-engine rank`.
 #[derive(clap::Args)]
@@ -43,6 +44,12 @@ pub struct Args {
     out: PathBuf,
 }
 
+/// The ids of a file's column.
+fn column(path: &Path, name: &'static str) -> Result<Vec<u32>, Error> {
+    let chunks = IdReader::open(path, [name])?.collect::<Result<Vec<_>, _>>()?;
+    Ok(chunks.into_iter().flatten().map(|[id]| id).collect())
+}
+
 /// Runs the subcommand.
 pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     let config = Config::resolve(None, Some(&args.run.join("config.toml")), &[])?;
@@ -52,17 +59,17 @@ pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     let mut scorer = Scorer::new(&pipeline, &trained, Part::Stage2);
     let mut wanted: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     if let Some(path) = &args.pairs {
-        for chunk in RowReader::open(path)? {
-            chunk?.into_iter().for_each(|(uid, iid)| wanted.entry(uid).or_default().push(iid));
+        for chunk in IdReader::open(path, ["uid", "iid"])? {
+            chunk?.into_iter().for_each(|[uid, iid]| wanted.entry(uid).or_default().push(iid));
         }
     } else {
         let users = match &args.users {
-            Some(path) => read_ids(path, "uid")?,
+            Some(path) => column(path, "uid")?,
             None => args.user.clone(),
         };
         let titles = &pipeline.data().titles;
         let items = match &args.candidates {
-            Some(path) => read_ids(path, "iid")?,
+            Some(path) => column(path, "iid")?,
             None => (0..titles.len() as u32).filter(|&i| !titles[i as usize].is_empty()).collect(),
         };
         wanted.extend(users.into_iter().map(|u| (u, items.clone())));

@@ -12,7 +12,7 @@ use crate::device::Device;
 use crate::progress::Progress;
 use crate::train::config::Config;
 use crate::train::pipeline::{Part, Pipeline};
-use crate::train::scoring::{RowReader, ScoreWriter, Scorer};
+use crate::train::scoring::{IdReader, ScoreWriter, Scorer};
 
 /// Arguments of `collm-engine score`.
 #[derive(clap::Args)]
@@ -54,7 +54,7 @@ pub fn run(args: Args, device: Device) -> Result<ExitCode> {
         (Some(path), _) => {
             let task = progress.task("score", 0);
             let mut n = 0;
-            for chunk in RowReader::open(path)? {
+            for chunk in IdReader::open(path, ["uid", "iid"])? {
                 let rows = scorer.rows(&chunk?)?;
                 let scores = scorer.score(&rows)?;
                 writer.write((0..rows.len()).map(|i| ([rows.uid[i], rows.iid[i]], scores[i])))?;

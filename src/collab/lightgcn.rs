@@ -9,9 +9,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::mf::Mf;
+use super::mf::{Mf, save_tensors};
 use super::training::{Propagation, Recipe, Trained, train};
-use crate::checkpoint::{Tensor, read_tensors, take_tensor, write_tensors};
 use crate::data::Dataset;
 use crate::device::cpu::lightgcn::Adjacency;
 use crate::device::cuda::Cuda;
@@ -94,32 +93,12 @@ const VECTORS: [&str; 2] = ["user_vectors", "item_vectors"];
 
 /// Writes the tables under their official names and the vectors, with facts as metadata.
 pub fn save(trained: &Trained, path: &Path, facts: &[(&str, String)]) -> Result<(), Error> {
-    let io = |source| Error::Io { path: path.into(), source };
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).map_err(io)?;
-    }
-    let tensors = [(&trained.tables, TABLES), (&trained.vectors, VECTORS)].into_iter().flat_map(|(m, names)| {
-        let tables = [&m.users, &m.items].into_iter().zip(names);
-        tables.map(|(t, name)| Tensor::new(name, vec![t.len() / m.dim, m.dim], t.clone())).collect::<Vec<_>>()
-    });
-    write_tensors(path, &tensors.collect::<Vec<_>>(), facts).map_err(io)
+    save_tensors(&[trained.tables.named(TABLES), trained.vectors.named(VECTORS)].concat(), path, facts)
 }
 
 /// The vectors of a file that [`save`] wrote.
 pub fn load(path: &Path) -> Result<Mf, Error> {
-    let (mut tensors, _) = read_tensors(path).map_err(|source| Error::Io { path: path.into(), source })?;
-    let bad = |what: String| Error::Model { path: path.into(), what };
-    let shape = |name: &str| match tensors.iter().find(|t| t.name == name).map(|t| t.shape.as_slice()) {
-        Some(&[n, d]) if n > 0 && d > 0 => Ok((n, d)),
-        other => Err(bad(format!("{name} has shape {other:?}; expected [ids, width]"))),
-    };
-    let [(n_users, dim), (n_items, d)] = [shape(VECTORS[0])?, shape(VECTORS[1])?];
-    if dim != d {
-        return Err(bad(format!("user vectors of width {dim}, item vectors of width {d}")));
-    }
-    let users = take_tensor(&mut tensors, VECTORS[0], &[n_users, dim]).map_err(bad)?;
-    let items = take_tensor(&mut tensors, VECTORS[1], &[n_items, dim]).map_err(bad)?;
-    Ok(Mf { dim, users, items })
+    Mf::load_named(path, VECTORS)
 }
 
 #[cfg(test)]

@@ -230,36 +230,54 @@ impl Mf {
     }
 
     pub(super) fn tensors(&self) -> Vec<Tensor> {
+        self.named(NAMES)
+    }
+
+    /// The tables under other names.
+    pub(super) fn named(&self, [users, items]: [&str; 2]) -> Vec<Tensor> {
         let tensor =
             |name: &str, values: &[f32]| Tensor::new(name, vec![values.len() / self.dim, self.dim], values.to_vec());
-        vec![tensor("user_embedding.weight", &self.users), tensor("item_embedding.weight", &self.items)]
+        vec![tensor(users, &self.users), tensor(items, &self.items)]
     }
 
     /// Writes the tables under their official names, with facts as metadata.
     pub fn save(&self, path: &Path, facts: &[(&str, String)]) -> Result<(), Error> {
-        let io = |source| Error::Io { path: path.into(), source };
-        if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir).map_err(io)?;
-        }
-        write_tensors(path, &self.tensors(), facts).map_err(io)
+        save_tensors(&self.tensors(), path, facts)
     }
 
     /// Reads what [`Self::save`] wrote.
     pub fn load(path: &Path) -> Result<Self, Error> {
+        Self::load_named(path, NAMES)
+    }
+
+    /// Reads two tables of these names, whatever else the file holds.
+    pub(super) fn load_named(path: &Path, names: [&str; 2]) -> Result<Self, Error> {
         let (mut tensors, _) = read_tensors(path).map_err(|source| Error::Io { path: path.into(), source })?;
         let bad = |what: String| Error::Model { path: path.into(), what };
         let shape = |name: &str| match tensors.iter().find(|t| t.name == name).map(|t| t.shape.as_slice()) {
             Some(&[n, d]) if n > 0 && d > 0 => Ok((n, d)),
             other => Err(bad(format!("{name} has shape {other:?}; expected [ids, width]"))),
         };
-        let ((n_users, dim), (n_items, d)) = (shape("user_embedding.weight")?, shape("item_embedding.weight")?);
+        let [(n_users, dim), (n_items, d)] = [shape(names[0])?, shape(names[1])?];
         if dim != d {
             return Err(bad(format!("user vectors of width {dim}, item vectors of width {d}")));
         }
-        let users = take_tensor(&mut tensors, "user_embedding.weight", &[n_users, dim]).map_err(bad)?;
-        let items = take_tensor(&mut tensors, "item_embedding.weight", &[n_items, dim]).map_err(bad)?;
+        let users = take_tensor(&mut tensors, names[0], &[n_users, dim]).map_err(bad)?;
+        let items = take_tensor(&mut tensors, names[1], &[n_items, dim]).map_err(bad)?;
         Ok(Mf { dim, users, items })
     }
+}
+
+/// Official names of the tables.
+const NAMES: [&str; 2] = ["user_embedding.weight", "item_embedding.weight"];
+
+/// Writes a collaborative model's file, with facts as metadata.
+pub(super) fn save_tensors(tensors: &[Tensor], path: &Path, facts: &[(&str, String)]) -> Result<(), Error> {
+    let io = |source| Error::Io { path: path.into(), source };
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).map_err(io)?;
+    }
+    write_tensors(path, tensors, facts).map_err(io)
 }
 
 #[cfg(test)]

@@ -37,6 +37,16 @@ pub enum Device {
     },
 }
 
+impl Device {
+    /// Opens the card; nothing to open on the CPU.
+    pub fn open(self) -> cuda::Result<Option<cuda::Cuda>> {
+        match self {
+            Device::Cpu => Ok(None),
+            Device::Cuda { ordinal, precision } => cuda::Cuda::open(ordinal, precision).map(Some),
+        }
+    }
+}
+
 impl FromStr for Device {
     type Err = String;
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::device::cpu::splice::Source;
 use crate::device::ops::Segment;
-use crate::llm::sharing::Group;
+use crate::llm::sharing::{Group, Sharing};
 use crate::prompt::{PromptRef, SlotKind};
 
 /// Where the gradient starts in each prompt.
@@ -42,8 +42,7 @@ impl PackedBatch {
     ///
     /// A slot takes row `(i · 2 + kind) · tokens_per_vector + part` of the vectors, i the prompt's place in this batch.
     pub fn new(prompts: &[PromptRef], tokens_per_vector: usize, from: GradientFrom, first_prompt: usize) -> Self {
-        let alone: Vec<Group> = (0..prompts.len()).map(|i| Group { members: i..i + 1, prefix: 0 }).collect();
-        Self::grouped(prompts, &alone, tokens_per_vector, from, first_prompt)
+        Self::grouped(prompts, &Sharing::none(prompts.len()).groups, tokens_per_vector, from, first_prompt)
     }
 
     /// As [`Self::new`], with the prefix of each group ([`super::sharing`]) computed once. `groups`: consecutive runs of `prompts`.

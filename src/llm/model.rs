@@ -76,11 +76,9 @@ impl Model {
         no_id: u32,
         n_positions: usize,
     ) -> Result<Self, Error> {
-        match device {
-            Device::Cpu => Ok(Model::new(weights, yes_id, no_id, n_positions)),
-            Device::Cuda { ordinal, precision } => {
-                Model::on_cuda(weights, yes_id, no_id, n_positions, Cuda::open(ordinal, precision)?)
-            }
+        match device.open()? {
+            None => Ok(Model::new(weights, yes_id, no_id, n_positions)),
+            Some(cuda) => Model::on_cuda(weights, yes_id, no_id, n_positions, cuda),
         }
     }
 

@@ -83,6 +83,13 @@ pub struct CollabConfig {
     pub lightgcn: LightGcnConfig,
 }
 
+impl CollabConfig {
+    /// The model's name in tables.
+    pub fn title(&self) -> &'static str {
+        if self.model == "lightgcn" { "LightGCN" } else { "MF" }
+    }
+}
+
 /// `[lora]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -15,7 +15,6 @@ use crate::collab::mf::Mf;
 use crate::collab::{lightgcn, training};
 use crate::data::{Dataset, Samples, Split};
 use crate::device::Device;
-use crate::device::cuda::Cuda;
 use crate::eval::report::MethodResult;
 use crate::files::sha256;
 use crate::llm::model::{Model, Workspace};
@@ -130,9 +129,9 @@ impl Pipeline {
     pub fn collab(&self, run: &mut RunDir) -> Result<Mf, Error> {
         let config = &self.config.collab;
         let path = self.collab_path(run.root());
-        let (settings, title, epochs) = match config.model.as_str() {
-            "lightgcn" => (format!("{:?}", config.lightgcn), "LightGCN", config.lightgcn.max_epochs),
-            _ => (format!("{:?}", config.mf), "MF", config.mf.max_epochs),
+        let (settings, epochs) = match config.model.as_str() {
+            "lightgcn" => (format!("{:?}", config.lightgcn), config.lightgcn.max_epochs),
+            _ => (format!("{:?}", config.mf), config.mf.max_epochs),
         };
         let key = sha256(format!("{settings} {}", self.data.fingerprint).as_bytes());
         if path.exists() {
@@ -143,7 +142,7 @@ impl Pipeline {
             return Err(Error::state(&path, "was trained on other data or with other settings; choose another --run"));
         }
         let checkpoints = run.checkpoints("collab");
-        let task = self.progress.task(title, epochs as u64);
+        let task = self.progress.task(config.title(), epochs as u64);
         let mut logged = Ok(());
         let mut first = true;
         let mut observe = |epoch: usize, loss: f64, auc: f64| {
@@ -156,12 +155,7 @@ impl Pipeline {
             task.report(epoch as u64, &format!("loss {loss:.4} valid AUC {auc:.4}"));
             logged.is_ok() && !INTERRUPTED.load(Ordering::Relaxed)
         };
-        let cuda = match self.device {
-            Device::Cpu => None,
-            Device::Cuda { ordinal, precision } => {
-                Some(Cuda::open(ordinal, precision).map_err(crate::collab::Error::from)?)
-            }
-        };
+        let cuda = self.device.open().map_err(crate::collab::Error::from)?;
         let (cuda, saved) = (cuda.as_ref(), Some(&*checkpoints));
         let trained = match config.model.as_str() {
             "lightgcn" => lightgcn::fit(&self.data, &config.lightgcn, cuda, saved, &mut observe),
@@ -318,7 +312,7 @@ impl Pipeline {
         let stage2 = self.trained(run, Part::Stage2)?;
         let began = Instant::now();
         let scores = stage2.mf.as_ref().map(|mf| mf.scores(&samples)).unwrap_or_default();
-        let name = if self.config.collab.model == "lightgcn" { "LightGCN" } else { "MF" };
+        let name = self.config.collab.title();
         results.push((MethodResult::new(name, &samples, &scores)?, began.elapsed()));
         let stage1 = self.trained(run, Part::Stage1)?;
         for (name, part, trained) in

@@ -19,84 +19,85 @@ use crate::prompt::encode_rows;
 /// Rows read and scored at once.
 const CHUNK: usize = 1024;
 
-/// (uid, iid) pairs of a CSV or Parquet file, in chunks.
-pub struct RowReader {
+/// Ids of some columns of a CSV or Parquet file, in chunks.
+pub struct IdReader<const N: usize> {
     path: PathBuf,
-    source: Source,
+    names: [&'static str; N],
+    source: Source<N>,
 }
 
-enum Source {
-    Csv { reader: Box<csv::Reader<File>>, uid: usize, iid: usize },
-    Parquet(std::vec::IntoIter<Vec<(u32, u32)>>),
+enum Source<const N: usize> {
+    Csv { reader: Box<csv::Reader<File>>, columns: [usize; N] },
+    Parquet(std::vec::IntoIter<Vec<[u32; N]>>),
 }
 
-impl RowReader {
+impl<const N: usize> IdReader<N> {
     /// Opens a file; a name that ends in `.parquet` is Parquet.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub fn open(path: &Path, names: [&'static str; N]) -> Result<Self, Error> {
         let bad = |what: String| Error::state(path, what);
         let source = if path.extension().is_some_and(|e| e == "parquet") {
-            let mut pairs = Vec::new();
+            let mut rows = Vec::new();
             for batch in read_batches(path)? {
                 let column = |name: &str| {
                     let array = batch.column_by_name(name).ok_or_else(|| bad(format!("has no column {name}")))?;
                     integers(array).map_err(|e| bad(format!("column {name} {e}")))
                 };
-                for (row, (u, i)) in column("uid")?.into_iter().zip(column("iid")?).enumerate() {
-                    pairs.push((
-                        id(u).map_err(|e| bad(format!("row {row}: uid {e}")))?,
-                        id(i).map_err(|e| bad(format!("row {row}: iid {e}")))?,
-                    ));
+                let columns = names.iter().map(|name| column(name)).collect::<Result<Vec<_>, _>>()?;
+                for row in 0..batch.num_rows() {
+                    let mut ids = [0; N];
+                    for ((id, name), column) in ids.iter_mut().zip(names).zip(&columns) {
+                        let value = column[row];
+                        *id = u32::try_from(value)
+                            .map_err(|_| bad(format!("row {row}: {name} is {value}; expected an id")))?;
+                    }
+                    rows.push(ids);
                 }
             }
-            Source::Parquet(pairs.chunks(CHUNK).map(<[_]>::to_vec).collect::<Vec<_>>().into_iter())
+            Source::Parquet(rows.chunks(CHUNK).map(<[_]>::to_vec).collect::<Vec<_>>().into_iter())
         } else {
             let mut reader = csv::Reader::from_path(path).map_err(|e| bad(e.to_string()))?;
             let header = reader.headers().map_err(|e| bad(e.to_string()))?.clone();
-            let column = |name: &str| {
-                let names = || header.iter().collect::<Vec<_>>().join(", ");
-                header
-                    .iter()
-                    .position(|h| h == name)
-                    .ok_or_else(|| bad(format!("has no column {name}; its columns are {}", names())))
-            };
-            Source::Csv { uid: column("uid")?, iid: column("iid")?, reader: Box::new(reader) }
+            let mut columns = [0; N];
+            for (at, name) in columns.iter_mut().zip(names) {
+                let all = || header.iter().collect::<Vec<_>>().join(", ");
+                let found = header.iter().position(|h| h == name);
+                *at = found.ok_or_else(|| bad(format!("has no column {name}; its columns are {}", all())))?;
+            }
+            Source::Csv { columns, reader: Box::new(reader) }
         };
-        Ok(RowReader { path: path.to_path_buf(), source })
+        Ok(IdReader { path: path.to_path_buf(), names, source })
     }
 }
 
-fn id(value: i64) -> Result<u32, String> {
-    u32::try_from(value).map_err(|_| format!("is {value}; expected an id"))
-}
-
-impl Iterator for RowReader {
-    type Item = Result<Vec<(u32, u32)>, Error>;
+impl<const N: usize> Iterator for IdReader<N> {
+    type Item = Result<Vec<[u32; N]>, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match &mut self.source {
-            Source::Parquet(chunks) => chunks.next().map(Ok),
-            Source::Csv { reader, uid, iid } => {
-                let mut pairs = Vec::new();
-                for record in reader.records().take(CHUNK) {
-                    let record = match record {
-                        Ok(r) => r,
-                        Err(e) => return Some(Err(Error::state(&self.path, e.to_string()))),
-                    };
-                    let line = record.position().map_or(0, csv::Position::line);
-                    match (record[*uid].trim().parse(), record[*iid].trim().parse()) {
-                        (Ok(u), Ok(i)) => pairs.push((u, i)),
-                        _ => {
-                            let what = format!(
-                                "line {line}: uid {:?}, iid {:?}; expected two ids",
-                                &record[*uid], &record[*iid]
-                            );
-                            return Some(Err(Error::state(&self.path, what)));
-                        }
-                    }
-                }
-                (!pairs.is_empty()).then_some(Ok(pairs))
+        let (reader, columns) = match &mut self.source {
+            Source::Parquet(chunks) => return chunks.next().map(Ok),
+            Source::Csv { reader, columns } => (reader, columns),
+        };
+        let mut rows = Vec::new();
+        for record in reader.records().take(CHUNK) {
+            let record = match record {
+                Ok(r) => r,
+                Err(e) => return Some(Err(Error::state(&self.path, e.to_string()))),
+            };
+            let parsed = columns.map(|at| record[at].trim().parse().ok());
+            if parsed.contains(&None) {
+                let line = record.position().map_or(0, csv::Position::line);
+                let fields = self.names.iter().zip(*columns).map(|(name, at)| format!("{name} {:?}", &record[at]));
+                let fields = fields.collect::<Vec<_>>().join(", ");
+                let expected = match N {
+                    1 => "an id",
+                    2 => "two ids",
+                    _ => "ids",
+                };
+                return Some(Err(Error::state(&self.path, format!("line {line}: {fields}; expected {expected}"))));
             }
+            rows.push(parsed.map(Option::unwrap_or_default));
         }
+        (!rows.is_empty()).then_some(Ok(rows))
     }
 }
 
@@ -136,10 +137,10 @@ impl<'a> Scorer<'a> {
 
     /// Rows of the data form for (user, item) pairs: the row of the data itself where there is one, else the user's likes so far
     /// (without the item).
-    pub fn rows(&self, pairs: &[(u32, u32)]) -> Result<Samples, Error> {
+    pub fn rows(&self, pairs: &[[u32; 2]]) -> Result<Samples, Error> {
         let data = self.pipeline.data();
         let mut rows = Samples::empty();
-        for (n, &(uid, iid)) in pairs.iter().enumerate() {
+        for (n, &[uid, iid]) in pairs.iter().enumerate() {
             if data.titles.get(iid as usize).is_none_or(String::is_empty) {
                 let what = format!(
                     "item {iid} of request {n} has no title in the data; known items are 1 to {}",

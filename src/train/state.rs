@@ -5,6 +5,7 @@
 
 use super::Error;
 use super::trainable::{Trainable, scores_of};
+use crate::cie::Mapping;
 use crate::device::cpu::optimizer::{Adam, Decay, clip_global_norm};
 use crate::llm::batch::PackedBatch;
 use crate::llm::cuda::{Demand, MicroBatch, Rules, Training};
@@ -161,9 +162,7 @@ impl Host<'_> {
             gradients.extend(self.gradient.lora.slices_mut());
         }
         if let (Some(cie), Some(gradient), true) = (&mut self.current.cie, &mut self.gradient.cie, rules.cie) {
-            // Decay on matrices, not on biases, as officially.
-            let decays = [rules.weight_decay, 0.0, rules.weight_decay, 0.0];
-            weights.extend(cie.tensors.iter_mut().map(Vec::as_mut_slice).zip(decays));
+            weights.extend(cie.tensors.iter_mut().map(Vec::as_mut_slice).zip(Mapping::decays(rules.weight_decay)));
             gradients.extend(gradient.tensors.iter_mut().map(Vec::as_mut_slice));
         }
         let loss = self.loss / self.rows as f64;

@@ -17,6 +17,18 @@ pub enum Recompute {
     Blocks,
 }
 
+impl Recompute {
+    /// How many inputs of blocks are kept, and how many sets of the activations in between. Without a backward pass two inputs
+    /// take turns, and one set serves all blocks.
+    pub(super) fn kept(self, train: bool, layers: usize) -> (usize, usize) {
+        match (train, self) {
+            (false, _) => (2.min(layers), 1),
+            (true, Recompute::Nothing) => (layers, layers),
+            (true, Recompute::Blocks) => (layers, 1),
+        }
+    }
+}
+
 /// Columns of the rows that the blocks pass on, adapters' columns included; the widest of all blocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Widths {
@@ -123,11 +135,7 @@ impl Plan {
         let w = Widths::before(model, demand.lora);
         let (n, p, layers) = (demand.tokens, demand.prompts, model.layers.len());
         let size = model.precision().bytes();
-        let (inputs, sets) = match (demand.train, recompute) {
-            (false, _) => (2.min(layers), 1),
-            (true, Recompute::Nothing) => (layers, layers),
-            (true, Recompute::Blocks) => (layers, 1),
-        };
+        let (inputs, sets) = recompute.kept(demand.train, layers);
         let acts = if demand.train && w.x > w.hidden { sets } else { 1 };
         let set = n * (w.qkv + w.q_width + w.mid + w.gate_up) * size + n * (2 + w.n_heads) * 4;
         let mut activations = inputs * n * w.x * size + sets * set + acts * n * w.inter * size;

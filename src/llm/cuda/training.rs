@@ -73,9 +73,7 @@ impl<'a> Training<'a> {
         let mapping = cie.map(|m| DeviceMapping::new(cuda, m)).transpose()?;
         let mut trained = if rules.lora { adapter.trained(rules.weight_decay) } else { Vec::new() };
         if let Some(m) = mapping.as_ref().filter(|_| rules.cie) {
-            // Decay on matrices, not on biases, as officially.
-            let decays = [rules.weight_decay, 0.0, rules.weight_decay, 0.0];
-            let tensors = m.parameters.iter().zip(&m.gradients).zip(decays);
+            let tensors = m.parameters.iter().zip(&m.gradients).zip(Mapping::decays(rules.weight_decay));
             trained.extend(tensors.map(|((w, g), decay)| Trained::new(w, g, decay)));
         }
         let optimizer = Optimizer::new(cuda, Decay::Decoupled, &trained)?;

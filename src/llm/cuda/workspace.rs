@@ -224,7 +224,6 @@ impl Workspace {
             adapter.pack(cuda, &model.ops.lora)?;
             let len = adapter.gradients.len();
             adapter.gradients.clear(cuda, len)?;
-            self.first_loss = 0;
         }
         let hidden = model.config.hidden_size;
         let n_vectors = match &vectors {
@@ -294,13 +293,7 @@ impl Workspace {
         let (n, p) = (self.n, self.n_prompts);
         let widths = Widths::new(model, self.lora());
         let Widths { hidden, inter, q_width, qkv, x, mid, gate_up, stream, .. } = widths;
-        // Without a backward pass two inputs take turns, and one set of activations serves all blocks.
-        let layers = model.layers.len();
-        let (inputs, sets) = match (save, self.recompute) {
-            (false, _) => (2.min(layers), 1),
-            (true, Recompute::Nothing) => (layers, layers),
-            (true, Recompute::Blocks) => (layers, 1),
-        };
+        let (inputs, sets) = self.recompute.kept(save, model.layers.len());
         if self.xs.len() != inputs || self.saved.len() != sets {
             (self.xs, self.saved) = (Vec::new(), Vec::new());
         }
