@@ -7,7 +7,8 @@ const SENTINEL: u32 = 0x7fc0_dead;
 /// Values of sentinel.
 const MARGIN: usize = 64;
 
-/// `len` numbers on the device, then sentinels. A kernel gets the whole buffer and is to use its beginning.
+/// `len` numbers on the device, then sentinels. Operations take such arrays by their beginning, so nothing lies before: that is for
+/// the bounds checks of the emulator.
 pub(super) struct Floats {
     /// The operand.
     pub buffer: Buffer<f32>,

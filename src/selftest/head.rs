@@ -1,9 +1,8 @@
 //! The Yes head: both losses, with and without an adapter, training and scoring, logits far from zero.
 
+use super::floats::Floats;
 use super::norm::{backward, forward};
-use super::{
-    Guarded, GuardedF32, Outcome, add_adapter, columns, epsilon, limit, random, relative_error, round, transposed,
-};
+use super::{Guarded, Outcome, add_adapter, columns, epsilon, limit, random, relative_error, round, transposed};
 use crate::device::cuda::head::{Head, HeadTraining, HeadWeights};
 use crate::device::cuda::lora::Adapter;
 use crate::device::cuda::{Cuda, Precision, Result};
@@ -72,8 +71,8 @@ fn case(
     let (d_yes, d_no) =
         (Guarded::filled(cuda, 1, width, width, yes_row)?, Guarded::filled(cuda, 1, width, width, no_row)?);
     let d_b = Guarded::filled(cuda, rank, width, width, &transposed(&b, rank))?;
-    let (scores, losses) = (GuardedF32::new(cuda, n)?, GuardedF32::new(cuda, n)?);
-    let d_labels = GuardedF32::filled(cuda, &labels)?;
+    let (scores, losses) = (Floats::new(cuda, n)?, Floats::new(cuda, n)?);
+    let d_labels = Floats::filled(cuda, &labels)?;
     let (d_x, y) = (Guarded::new(cuda, n, width, width + 16)?, Guarded::new(cuda, n, width, width)?);
     let weights = HeadWeights {
         norm: d_w.rows().address,
@@ -83,15 +82,15 @@ fn case(
     };
     let lora = (rank > 0).then(|| Adapter::new(first_u, rank, d_b.rows().address));
     let trained = training.then(|| HeadTraining {
-        labels: d_labels.buffer(),
-        losses: losses.buffer(),
+        labels: &d_labels.buffer,
+        losses: &losses.buffer,
         first_loss: 0,
         d_x: d_x.rows(),
         weight,
     });
     // Scoring gives the normed states too.
     let normed = (!training).then(|| y.rows());
-    head.run(cuda, weights, d_rows.rows(), width, lora, scores.buffer(), normed, trained)?;
+    head.run(cuda, weights, d_rows.rows(), width, lora, &scores.buffer, normed, trained)?;
 
     let (left, mut contained) = d_rows.read(cuda)?;
     let beside = if rank > 0 { width } else { 0 };

@@ -1,9 +1,8 @@
 //! LoRA's kernels: packing, d_u, the gradients of A and B, SwiGLU with adapters.
 
+use super::floats::Floats;
 use super::gemm::{factor, silu};
-use super::{
-    Guarded, GuardedF32, Outcome, add_adapter, columns, epsilon, limit, random, relative_error, round, transposed,
-};
+use super::{Guarded, Outcome, add_adapter, columns, epsilon, limit, random, relative_error, round, transposed};
 use crate::device::cuda::lora::{Adapter, GradTarget, InputMask, Lora, Pack};
 use crate::device::cuda::mask::{Mask, mask_words};
 use crate::device::cuda::{Buffer, Cuda, Precision, Result};
@@ -166,8 +165,8 @@ fn gradient_of_a(
     let before = random(Precision::F32, rank * width, 3);
     let d_u = Guarded::filled(cuda, n, padded + 16, padded + 24, &u)?;
     let d_x = Guarded::filled(cuda, n, width, width + 8, &x)?;
-    let to = GuardedF32::filled(cuda, &before)?;
-    let partials = GuardedF32::new(cuda, Lora::partials(n, width))?;
+    let to = Floats::filled(cuda, &before)?;
+    let partials = Floats::new(cuda, Lora::partials(n, width))?;
     let dropout = Dropout { p: 0.3, seed: 77, step: 5 };
     let tokens: Vec<u32> = (0..n as u32).map(|t| 5 * t + 2).collect();
     let d_tokens = Buffer::from_host(cuda, &tokens, "tokens")?;
@@ -181,8 +180,8 @@ fn gradient_of_a(
         }
     }
     let applied = masked.then(|| InputMask { mask: mask.address(), scale: dropout.scale() });
-    let target = GradTarget { to: to.buffer().address(), rank, is_b: false, scale: 1.0, stride: 1, offset: 0 };
-    lora.gradient(cuda, d_u.rows().columns(8, padded), d_x.rows(), applied, partials.buffer(), &[target])?;
+    let target = GradTarget { to: to.buffer.address(), rank, is_b: false, scale: 1.0, stride: 1, offset: 0 };
+    lora.gradient(cuda, d_u.rows().columns(8, padded), d_x.rows(), applied, &partials.buffer, &[target])?;
     let mut want = outer(&columns(&u, padded + 16, 8, rank), &dropped, n);
     want.iter_mut().zip(&before).for_each(|(w, b)| *w += f64::from(*b));
     let ((got, inside), (_, contained)) = (to.read(cuda)?, partials.read(cuda)?);
@@ -196,7 +195,7 @@ fn gradient_of_b(cuda: &Cuda, lora: &Lora, n: usize, width: usize, rank: usize, 
     let p = cuda.precision();
     let (u, d_y) = (random(p, n * padded, 1), random(p, n * width, 2));
     let (du, dy) = (Guarded::filled(cuda, n, padded, padded, &u)?, Guarded::filled(cuda, n, width, width + 8, &d_y)?);
-    let partials = GuardedF32::new(cuda, Lora::partials(n, width))?;
+    let partials = Floats::new(cuda, Lora::partials(n, width))?;
     let sum = outer(&columns(&u, padded, 0, rank), &columns(&d_y, width, 0, width), n);
     let kinds = [(1, 0, 0.25f32), (2, 0, 4.0), (2, 1, 0.7)];
     let mut held = Vec::new();
@@ -206,13 +205,13 @@ fn gradient_of_b(cuda: &Cuda, lora: &Lora, n: usize, width: usize, rank: usize, 
         for (i, want) in want.iter_mut().enumerate() {
             *want += f64::from(scale) * sum[i % rank * width + i / rank * stride + offset];
         }
-        held.push((GuardedF32::filled(cuda, &before)?, want));
+        held.push((Floats::filled(cuda, &before)?, want));
     }
     let targets: Vec<GradTarget> = kinds
         .iter()
         .zip(&held)
         .map(|(&(stride, offset, scale), (to, _))| GradTarget {
-            to: to.buffer().address(),
+            to: to.buffer.address(),
             rank,
             is_b: true,
             scale,
@@ -220,7 +219,7 @@ fn gradient_of_b(cuda: &Cuda, lora: &Lora, n: usize, width: usize, rank: usize, 
             offset,
         })
         .collect();
-    lora.gradient(cuda, du.rows(), dy.rows(), None, partials.buffer(), &targets)?;
+    lora.gradient(cuda, du.rows(), dy.rows(), None, &partials.buffer, &targets)?;
     let (mut error, mut contained) = (0f64, partials.read(cuda)?.1);
     for (to, want) in &held {
         let (got, inside) = to.read(cuda)?;

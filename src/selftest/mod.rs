@@ -250,40 +250,6 @@ impl Guarded {
     }
 }
 
-/// Float32 numbers on the device with sentinels behind them; they start as sentinels too. Operations take such arrays by their
-/// beginning, so nothing lies before: that is for the bounds checks of the emulator.
-pub(crate) struct GuardedF32 {
-    buffer: Buffer<f32>,
-    len: usize,
-}
-
-impl GuardedF32 {
-    /// `len` numbers to be written.
-    pub fn new(cuda: &Cuda, len: usize) -> Result<Self> {
-        let sentinels = vec![f32::from_le_bytes([SENTINEL; 4]); len + MARGIN / 4];
-        Ok(GuardedF32 { buffer: Buffer::from_host(cuda, &sentinels, "a test")?, len })
-    }
-
-    /// Holding `values`.
-    pub fn filled(cuda: &Cuda, values: &[f32]) -> Result<Self> {
-        let mut guarded = GuardedF32::new(cuda, values.len())?;
-        guarded.buffer.upload(cuda, values)?;
-        Ok(guarded)
-    }
-
-    /// As an operand.
-    pub fn buffer(&self) -> &Buffer<f32> {
-        &self.buffer
-    }
-
-    /// The numbers, and whether all that lies behind them is untouched.
-    pub fn read(&self, cuda: &Cuda) -> Result<(Vec<f32>, bool)> {
-        let mut values = self.buffer.download(cuda, self.buffer.len())?;
-        let contained = values.split_off(self.len).iter().all(|x| x.to_le_bytes() == [SENTINEL; 4]);
-        Ok((values, contained))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

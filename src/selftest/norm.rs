@@ -1,6 +1,7 @@
 //! RMSNorm: forward with and without an adapter, again from saved factors, and backward.
 
-use super::{Guarded, GuardedF32, Outcome, add_adapter, columns, epsilon, limit, random, relative_error, transposed};
+use super::floats::Floats;
+use super::{Guarded, Outcome, add_adapter, columns, epsilon, limit, random, relative_error, transposed};
 use crate::device::cuda::lora::Adapter;
 use crate::device::cuda::norm::Norm;
 use crate::device::cuda::{Cuda, Result};
@@ -53,11 +54,11 @@ fn forwards(cuda: &Cuda, norm: &Norm, n: usize, width: usize, rank: usize) -> Re
     let d_w = Guarded::filled(cuda, 1, width, width, &w)?;
     let d_b = Guarded::filled(cuda, rank, width, width, &transposed(&b, rank))?;
     let (h, again) = (Guarded::new(cuda, n, width, width + 16)?, Guarded::new(cuda, n, width, width)?);
-    let inv_rms = GuardedF32::new(cuda, n)?;
+    let inv_rms = Floats::new(cuda, n)?;
     let lora = (rank > 0).then(|| Adapter::new(first_u, rank, d_b.rows().address));
     let weight = d_w.rows().address;
-    norm.forward(cuda, d_rows.rows(), weight, EPS, h.rows(), inv_rms.buffer(), lora)?;
-    norm.saved(cuda, d_rows.rows(), weight, again.rows(), inv_rms.buffer().address())?;
+    norm.forward(cuda, d_rows.rows(), weight, EPS, h.rows(), &inv_rms.buffer, lora)?;
+    norm.saved(cuda, d_rows.rows(), weight, again.rows(), inv_rms.buffer.address())?;
 
     let mut x = columns(&rows, total, 0, width);
     if rank > 0 {
@@ -97,12 +98,12 @@ fn backwards(cuda: &Cuda, norm: &Norm, n: usize, width: usize) -> Result<Outcome
     let (d_h, d_x) = (random(p, n * width, 6), random(p, n * width, 7));
     let wide = |values: &[f32]| columns(values, width, 0, width);
     let factors: Vec<f32> = factors(&wide(&x), width, f64::from(EPS)).iter().map(|r| *r as f32).collect();
-    let inv_rms = GuardedF32::filled(cuda, &factors)?;
+    let inv_rms = Floats::filled(cuda, &factors)?;
     let dd_x = Guarded::filled(cuda, n, width, width + 24, &d_x)?;
     let (dx, dh) =
         (Guarded::filled(cuda, n, width, width + 8, &x)?, Guarded::filled(cuda, n, width, width + 16, &d_h)?);
     let dw = Guarded::filled(cuda, 1, width, width, &w)?;
-    norm.backward(cuda, dx.rows(), dw.rows().address, inv_rms.buffer().address(), dh.rows(), dd_x.rows())?;
+    norm.backward(cuda, dx.rows(), dw.rows().address, inv_rms.buffer.address(), dh.rows(), dd_x.rows())?;
     let mut want = backward(&wide(&x), &wide(&w), f64::from(EPS), &wide(&d_h));
     want.iter_mut().zip(&d_x).for_each(|(w, d)| *w += f64::from(*d));
     let (got, contained) = dd_x.read(cuda)?;

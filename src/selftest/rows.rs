@@ -1,6 +1,7 @@
 //! Moving rows: bits are moved, so all but the addition is exact.
 
-use super::{Guarded, GuardedF32, Outcome, columns, limit, random, relative_error, round};
+use super::floats::Floats;
+use super::{Guarded, Outcome, columns, limit, random, relative_error, round};
 use crate::device::cuda::rows::RowMoves;
 use crate::device::cuda::{Buffer, Cuda, Precision, Result};
 
@@ -47,8 +48,8 @@ fn splice(cuda: &Cuda, moves: &RowMoves, n: usize, width: usize) -> Result<[Outc
     let read = (0..n as i32).rev().filter(|&t| sources[t as usize] < 0);
     let slots: Vec<i32> = read.chain([-1]).collect();
     let d_slots = Buffer::from_host(cuda, &[slots.clone(), vec![0]].concat(), "slots")?;
-    let gradient = GuardedF32::new(cuda, slots.len() * width)?;
-    moves.splice_backward(cuda, &d_slots, slots.len(), d_x.rows(), width, gradient.buffer())?;
+    let gradient = Floats::new(cuda, slots.len() * width)?;
+    moves.splice_backward(cuda, &d_slots, slots.len(), d_x.rows(), width, &gradient.buffer)?;
     let row = |t: usize| want[t * width..][..width].to_vec();
     let picked: Vec<f32> =
         slots.iter().flat_map(|&t| usize::try_from(t).map_or_else(|_| vec![0.0; width], row)).collect();

@@ -1,11 +1,11 @@
 //! The CUDA kernels on the emulator: every operation against float64, and the sizes at which tiles are ragged.
 
 use std::ffi::{CString, c_char, c_int, c_void};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Once;
 
-use crate::common::fixture;
+use crate::common::{GOLDEN_MODELS, fixture};
 use collm_engine::device::Device;
 use collm_engine::device::cuda::gemm::Gemm;
 use collm_engine::device::cuda::{Buffer, Cuda, Precision};
@@ -18,12 +18,17 @@ unsafe extern "C" {
 }
 
 /// The emulator's library, which cargo builds beside the tests.
-pub fn emulator() -> PathBuf {
+fn emulator() -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     let deps = exe.parent().unwrap();
     let library = deps.join("libcuda_emulator.so");
     assert!(library.exists(), "{} is missing: cargo test builds it", library.display());
     library
+}
+
+/// Makes the emulator the driver of programs that search `dir` for libraries.
+pub fn link_emulator(dir: &Path) {
+    std::os::unix::fs::symlink(emulator(), dir.join("libcuda.so.1")).unwrap();
 }
 
 /// Makes the emulator this process's driver: its soname is libcuda.so.1, so the engine's own search finds it.
@@ -112,9 +117,7 @@ fn golden_models() {
     let naive = std::fs::read_to_string(fixture("golden").join("bf16.json")).unwrap();
     let naive: serde_json::Value = serde_json::from_str(&naive).unwrap();
     for precision in [Precision::F32, Precision::Bf16] {
-        for name in
-            ["llama-mha", "llama-gqa", "qwen2", "llama3-rope", "linear-rope", "llama-tied-theta1e6", "llama-sharded"]
-        {
+        for name in GOLDEN_MODELS {
             let dir = fixture("golden").join(name);
             let device = Device::Cuda { ordinal: 0, precision };
             let report = verify(&dir, Some(&dir.join("adapter")), &dir.join("golden.safetensors"), device).unwrap();

@@ -14,6 +14,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::common::tiny_data;
 use crate::cuda::cuda;
+use crate::model::close;
 
 fn floats(file: &SafeTensors, name: &str) -> Vec<f32> {
     let t = file.tensor(name).unwrap();
@@ -30,14 +31,6 @@ fn ids(file: &SafeTensors, name: &str) -> Vec<u32> {
 
 fn labels(file: &SafeTensors) -> Vec<u8> {
     floats(file, "labels").iter().map(|&l| l as u8).collect()
-}
-
-fn close(got: &[f32], want: &[f32], limit: f32, what: &str) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-    for (g, w) in got.iter().zip(want) {
-        assert!((g - w).abs() <= limit * largest, "{what}: {g} against {w}");
-    }
 }
 
 /// Steps of torch.optim.AdamW and torch.optim.Adam.

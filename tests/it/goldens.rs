@@ -1,14 +1,12 @@
 //! Whole models against Hugging Face + PEFT: every golden model's logits, losses and gradients.
 
-use crate::common::{fixture, ok, path, shared};
+use crate::common::{GOLDEN_MODELS, fixture, ok, path, shared};
 use collm_engine::device::Device;
 use collm_engine::llm::verify::verify;
 
 #[test]
 fn every_golden_model() {
-    for name in
-        ["llama-mha", "llama-gqa", "qwen2", "llama3-rope", "linear-rope", "llama-tied-theta1e6", "llama-sharded"]
-    {
+    for name in GOLDEN_MODELS {
         let dir = fixture("golden").join(name);
         let report = verify(&dir, Some(&dir.join("adapter")), &dir.join("golden.safetensors"), Device::Cpu).unwrap();
         assert!(report.unchecked.is_empty(), "{name}: {:?}", report.unchecked);

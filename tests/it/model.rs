@@ -271,6 +271,7 @@ pub fn shared_and_not(model: &Model, lora: &LoraTensors, from: GradientFrom) -> 
 }
 
 pub fn close(got: &[f32], want: &[f32], limit: f32, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
     let largest = want.iter().fold(1e-30f32, |m, x| m.max(x.abs()));
     for (g, w) in got.iter().zip(want) {
         assert!((g - w).abs() <= limit * largest, "{what}: {g} against {w}, largest {largest}");

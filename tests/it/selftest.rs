@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::Output;
 
 use crate::common::command;
-use crate::cuda::emulator;
+use crate::cuda::link_emulator;
 
 /// Runs the program where the emulator is the driver.
 fn on_card(args: &[&str], env: &[(&str, &str)]) -> Output {
     let dir = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(emulator(), dir.path().join("libcuda.so.1")).unwrap();
+    link_emulator(dir.path());
     let mut command = command(args);
     command.env("LD_LIBRARY_PATH", dir.path()).envs(env.iter().copied()).output().unwrap()
 }
