@@ -20,6 +20,7 @@ pub mod files;
 pub mod llm;
 pub mod progress;
 pub mod prompt;
+pub mod pth;
 pub mod rng;
 pub mod selftest;
 pub mod train;

@@ -2,6 +2,7 @@
 //! (0 success, 1 failure, 2 usage, 130 interrupted); everything else is a call into the library.
 
 pub mod bench;
+pub mod config;
 pub mod convert;
 pub mod demo;
 pub mod devices;
@@ -42,6 +43,8 @@ enum Command {
     Convert(convert::Args),
     /// Check a model's logits, loss and gradients against a golden file.
     Verify(verify::Args),
+    /// Import an official yaml configuration, or show what settings resolve to.
+    Config(config::Args),
     /// Train the collaborative model, stage 1 (LoRA) and stage 2 (CIE).
     Train(train::Args),
     /// Metrics of a trained run, or of a file of scores, on all, warm and cold test rows.
@@ -81,6 +84,7 @@ pub fn main() -> ExitCode {
             Command::Prepare(a) => prepare::run(a),
             Command::Convert(a) => convert::run(a),
             Command::Verify(a) => verify::run(a, cli.device),
+            Command::Config(a) => config::run(a),
             Command::Train(a) => train::run(a, cli.device),
             Command::Eval(a) => eval::run(a, cli.device),
             Command::Score(a) => score::run(a, cli.device),

@@ -26,6 +26,9 @@ pub enum Error {
     /// Training was told to stop; it can go on from its checkpoint.
     #[error("interrupted; saved, resume with --resume")]
     Interrupted,
+    /// A torch file.
+    #[error(transparent)]
+    Torch(#[from] crate::pth::Error),
     /// The card, its driver or a kernel.
     #[error(transparent)]
     Cuda(#[from] crate::device::cuda::Error),

@@ -89,7 +89,7 @@ pub fn fit(
 }
 
 const TABLES: [&str; 2] = ["embedding_user.weight", "embedding_item.weight"];
-const VECTORS: [&str; 2] = ["user_vectors", "item_vectors"];
+pub(super) const VECTORS: [&str; 2] = ["user_vectors", "item_vectors"];
 
 /// Writes the tables under their official names and the vectors, with facts as metadata.
 pub fn save(trained: &Trained, path: &Path, facts: &[(&str, String)]) -> Result<(), Error> {

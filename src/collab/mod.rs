@@ -2,6 +2,7 @@
 
 mod card;
 mod error;
+pub mod import;
 pub mod lightgcn;
 pub mod mf;
 pub mod training;

@@ -40,7 +40,11 @@ pub enum Node<'a> {
         arguments: Id,
         /// The state of `BUILD`, if any.
         state: Option<Id>,
+        /// The entries that the object would have been given, as pairs (an `OrderedDict` keeps what it holds here).
+        entries: Vec<(Id, Id)>,
     },
+    /// What the pickle's reader was to find by a persistent id (torch: a storage).
+    Persistent(Id),
 }
 
 /// A parsed pickle.
@@ -85,7 +89,7 @@ impl<'a> Pickle<'a> {
 
     /// (last name of the function, arguments, state) of a call.
     pub fn call(&self, id: Id) -> Option<(&str, &[Id], Option<Id>)> {
-        let Node::Call { function, arguments, state } = self.node(id) else { return None };
+        let Node::Call { function, arguments, state, .. } = self.node(id) else { return None };
         let Node::Global(_, name) = self.node(*function) else { return None };
         Some((name, self.items(*arguments)?, *state))
     }
@@ -216,7 +220,11 @@ impl<'a> Machine<'a> {
             }
             b'R' | 0x81 => {
                 let (arguments, function) = (self.pop()?, self.pop()?);
-                self.push(Node::Call { function, arguments, state: None });
+                self.push(Node::Call { function, arguments, state: None, entries: Vec::new() });
+            }
+            b'Q' => {
+                let id = self.pop()?;
+                self.push(Node::Persistent(id));
             }
             b'b' => {
                 let given = self.pop()?;
@@ -279,7 +287,7 @@ impl<'a> Machine<'a> {
     fn dict(&mut self) -> Result<&mut Vec<(Id, Id)>, String> {
         let id = *self.stack.last().ok_or("the stack is empty")?;
         match &mut self.nodes[id as usize] {
-            Node::Dict(pairs) => Ok(pairs),
+            Node::Dict(pairs) | Node::Call { entries: pairs, .. } => Ok(pairs),
             _ => Err("an entry for something that is not a dictionary".into()),
         }
     }

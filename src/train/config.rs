@@ -77,6 +77,8 @@ pub struct PromptConfig {
 pub struct CollabConfig {
     /// Which model: `mf`, `lightgcn`.
     pub model: String,
+    /// A trained model to take instead of training one: an official `.pth`, or `collab/*.safetensors` of a run. Empty: none.
+    pub pretrained: String,
     /// Settings of MF.
     pub mf: MfConfig,
     /// Settings of LightGCN.
@@ -203,7 +205,12 @@ impl Default for PromptConfig {
 
 impl Default for CollabConfig {
     fn default() -> Self {
-        CollabConfig { model: "mf".into(), mf: MfConfig::default(), lightgcn: LightGcnConfig::default() }
+        CollabConfig {
+            model: "mf".into(),
+            pretrained: String::new(),
+            mf: MfConfig::default(),
+            lightgcn: LightGcnConfig::default(),
+        }
     }
 }
 

@@ -2,7 +2,9 @@
 
 pub mod config;
 mod error;
+pub mod import;
 mod layers;
+mod official_keys;
 pub mod pipeline;
 pub mod ranking;
 pub mod run_dir;
@@ -12,5 +14,6 @@ pub mod stage;
 mod state;
 pub mod tensorboard;
 pub mod trainable;
+mod yaml;
 
 pub use error::Error;

@@ -11,10 +11,12 @@ use super::stage::{INTERRUPTED, Outcome, Stage, limited_rows};
 use super::trainable::{Trainable, score_rows};
 use crate::checkpoint::{Checkpoint, write_tensors};
 use crate::cie::Mapping;
+use crate::collab::import::{self, Wanted};
 use crate::collab::mf::Mf;
 use crate::collab::{lightgcn, training};
 use crate::data::{Dataset, Samples, Split};
 use crate::device::Device;
+use crate::eval::metrics::evaluate;
 use crate::eval::report::MethodResult;
 use crate::files::sha256;
 use crate::llm::model::{Model, Workspace};
@@ -133,7 +135,14 @@ impl Pipeline {
             "lightgcn" => (format!("{:?}", config.lightgcn), config.lightgcn.max_epochs),
             _ => (format!("{:?}", config.mf), config.mf.max_epochs),
         };
-        let key = sha256(format!("{settings} {}", self.data.fingerprint).as_bytes());
+        let mut depends = format!("{settings} {}", self.data.fingerprint);
+        if !config.pretrained.is_empty() {
+            depends = format!("{depends} {}", config.pretrained);
+        }
+        let key = sha256(depends.as_bytes());
+        if !path.exists() && !config.pretrained.is_empty() {
+            return self.import_collab(run.root(), &key);
+        }
         if path.exists() {
             let (_, facts) = crate::checkpoint::read_tensors(&path).map_err(Error::io(&path))?;
             if facts.get("key") == Some(&key) {
@@ -181,6 +190,25 @@ impl Pipeline {
             _ => trained.tables.save(&path, &facts)?,
         }
         Ok(trained.vectors)
+    }
+
+    /// Makes a model that was trained elsewhere the run's own.
+    fn import_collab(&self, run: &Path, key: &str) -> Result<Mf, Error> {
+        let (config, data) = (&self.config.collab, &self.data);
+        let task = self.progress.task(config.title(), 0);
+        let graph = (config.model == "lightgcn").then(|| lightgcn::propagation(data, &config.lightgcn));
+        let width = match &graph {
+            Some(_) => (config.lightgcn.dim, "collab.lightgcn.dim"),
+            None => (config.mf.dim, "collab.mf.dim"),
+        };
+        let wanted = Wanted { model: &config.model, n_users: data.n_users, n_items: data.n_items, width };
+        let facts = [("key", key.to_string()), ("imported_from", config.pretrained.clone())];
+        import::place(Path::new(&config.pretrained), &wanted, graph.as_ref(), (&self.collab_path(run), &facts))?;
+        let model = self.load_collab(run)?;
+        let auc = evaluate(&data.valid.uid, &data.valid.label, &model.scores(&data.valid))?.auc;
+        let auc = auc.map_or("none".into(), |auc| format!("{auc:.4}"));
+        task.finish(&format!("taken from {}, valid AUC {auc}", config.pretrained));
+        Ok(model)
     }
 
     fn collab_path(&self, run: &Path) -> PathBuf {
