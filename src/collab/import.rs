@@ -6,10 +6,11 @@
 use std::path::Path;
 
 use super::Error;
-use super::lightgcn;
+use super::lightgcn::{self, Propagation};
 use super::mf::{Mf, save_tensors};
-use super::training::Propagation;
+use super::model::CollabConfig;
 use crate::checkpoint::{Tensor, read_tensors};
+use crate::data::Dataset;
 use crate::pth::{TorchFile, Values};
 
 /// What a file must fit.
@@ -85,19 +86,22 @@ pub fn read(path: &Path, wanted: &Wanted) -> Result<Vec<Tensor>, Error> {
     Ok(tensors)
 }
 
-/// Reads a model ([`read`]) and writes the file that training would have left at `out`, with facts as metadata. `graph` is LightGCN's.
-pub fn place(
-    from: &Path,
-    wanted: &Wanted,
-    graph: Option<&Propagation>,
-    (out, facts): (&Path, &[(&str, String)]),
-) -> Result<(), Error> {
-    let mut tensors = read(from, wanted)?;
-    if let (Some(graph), [users, items]) = (graph, &tensors[..]) {
-        let tables = Mf { dim: wanted.width.0, users: users.values.clone(), items: items.values.clone() };
-        tensors.extend(graph.apply(&tables).named(lightgcn::VECTORS));
+impl CollabConfig {
+    /// Reads [`Self::pretrained`] and writes, with facts as metadata, the file that [`Self::fit`] would have left at `path`.
+    pub fn import(&self, data: &Dataset, (path, facts): (&Path, &[(&str, String)])) -> Result<(), Error> {
+        let width = match self.model.as_str() {
+            "lightgcn" => (self.lightgcn.dim, "collab.lightgcn.dim"),
+            _ => (self.mf.dim, "collab.mf.dim"),
+        };
+        let wanted = Wanted { model: &self.model, n_users: data.n_users, n_items: data.n_items, width };
+        let mut tensors = read(Path::new(&self.pretrained), &wanted)?;
+        if let ("lightgcn", [users, items]) = (&*self.model, &tensors[..]) {
+            let tables = Mf { dim: width.0, users: users.values.clone(), items: items.values.clone() };
+            let vectors = Propagation::new(data, self.lightgcn.layers).apply(&tables);
+            tensors.extend(vectors.named(lightgcn::VECTORS));
+        }
+        save_tensors(&tensors, path, facts)
     }
-    save_tensors(&tensors, out, facts)
 }
 
 /// Official names of the tables of users and items.

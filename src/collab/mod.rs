@@ -5,6 +5,10 @@ mod error;
 pub mod import;
 pub mod lightgcn;
 pub mod mf;
+mod model;
+mod real;
 pub mod training;
 
 pub use error::Error;
+pub use model::{CollabConfig, Collaborative, SlotVectors, Summary};
+pub use real::Real;

@@ -42,7 +42,7 @@ pub fn import(text: &str, name: &str, processes: u64) -> Result<Imported, Error>
     import.values(stage)?;
     import.schedule(stage)?;
     import.batch(stage, processes)?;
-    import.places();
+    import.places()?;
     import.rest();
     import.check()?;
     Ok(import.write(stage))
@@ -99,7 +99,10 @@ impl Import<'_> {
     ) -> Result<Option<(usize, T)>, Error> {
         match self.take(key) {
             None => Ok(None),
-            Some((_, Value::One(s))) if s.is_null() => Ok(None),
+            Some((line, Value::One(s))) if s.is_null() => {
+                self.note(line, format!("{key} = null: said nothing"));
+                Ok(None)
+            }
             Some((line, value)) => {
                 let read = if let Value::One(s) = &value { read(s) } else { None };
                 let wrong = || error(self.name, line, &format!("{key} is {}; expected {what}", value.shown()));
@@ -175,9 +178,15 @@ impl Import<'_> {
         let cie = self.switch("model.freeze_proj")?;
         let trains_lora = lora.is_some_and(|l| !l.1) && lora_used.is_none_or(|u| u.1);
         let trains_cie = cie.is_some_and(|c| !c.1) && stage == Stage::Two;
-        if let Some((line, false)) = lora_used {
-            let what = "no adapter; here there is always one, and one that is not trained changes nothing";
-            self.note(line, format!("model.lora_config.use_lora = False: {what}"));
+        match lora_used {
+            Some((line, true)) => {
+                self.note(line, "model.lora_config.use_lora = True: asked for an adapter; here there is one".into());
+            }
+            Some((line, false)) => {
+                let what = "no adapter; here there is always one, and a fresh one that is not trained changes nothing";
+                self.note(line, format!("model.lora_config.use_lora = False: {what}"));
+            }
+            None => {}
         }
         if trains_lora || trains_cie {
             if let Some((line, _)) = lora {
@@ -220,9 +229,12 @@ impl Import<'_> {
             };
             self.note(line, format!("model.ckpt = {ckpt}: {what}"));
         }
-        if let Some((line, true)) = self.switch("run.evaluate")? {
-            let what = "only judged the checkpoint; here: collm-engine eval --run DIR on a trained run";
-            self.note(line, format!("run.evaluate = True: {what}"));
+        if let Some((line, alone)) = self.switch("run.evaluate")? {
+            let what = match alone {
+                true => "True: only judged the checkpoint; here: collm-engine eval --run DIR on a trained run",
+                false => "False: trained; here that is collm-engine train",
+            };
+            self.note(line, format!("run.evaluate = {what}"));
         }
         Ok(())
     }
@@ -319,12 +331,10 @@ impl Import<'_> {
     }
 
     /// Directories.
-    fn places(&mut self) {
-        if let Some((line, Value::One(s))) =
-            self.take("model.llama_model").filter(|l| !matches!(&l.1, Value::One(s) if s.is_null()))
-        {
+    fn places(&mut self) -> Result<(), Error> {
+        if let Some((line, dir)) = self.text("model.llama_model")? {
             let remark = "a directory or hub name there; a Hugging Face directory here (--llm)";
-            self.set("llm.dir", s.text, ("model.llama_model", line), remark);
+            self.set("llm.dir", dir, ("model.llama_model", line), remark);
         }
         let storages: Vec<String> = self
             .leaves
@@ -342,6 +352,7 @@ impl Import<'_> {
                 other => self.note(line, format!("{key} = {}: here a run has one prepared directory", other.shown())),
             }
         }
+        Ok(())
     }
 
     /// A line for every key that nothing took.

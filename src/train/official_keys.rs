@@ -58,7 +58,7 @@ const UNMATCHED: &[(&[&str], &str)] = &[
     (&["model.rec_config.dataset"], "named a dataset for messages"),
     (
         &["model.rec_config.embedding_size", "model.rec_config.embed_size"],
-        "repeated the width of the vectors, which another key gives for this model",
+        "repeated a width that another key gives, or that of a model which is not here",
     ),
     (
         &["model.rec_config.keep_prob", "model.rec_config.dropout"],
@@ -68,6 +68,19 @@ const UNMATCHED: &[(&[&str], &str)] = &[
     (
         &["model.rec_config.pretrain", "model.rec_config.init_emb"],
         "began LightGCN with N(0, init_emb); here it begins with N(0, 0.1)",
+    ),
+    (
+        &[
+            "model.rec_config.gcn_layers",
+            "model.rec_config.hidden_units",
+            "model.rec_config.num_blocks",
+            "model.rec_config.num_heads",
+            "model.rec_config.dropout_rate",
+            "model.rec_config.drop",
+            "model.rec_config.maxlen",
+            "model.rec_config.pretrained_path",
+        ],
+        "set up a collaborative model that this program does not have, or that has no such setting",
     ),
     (&["model.rec_config.l2_emb"], "was never used"),
     (&["datasets.*.path"], "was not read: build_info.storage was"),

@@ -7,6 +7,7 @@ mod cuda_collab;
 mod cuda_model;
 mod gguf;
 mod goldens;
+mod imports;
 mod kernels;
 mod kill;
 mod model;
