@@ -91,7 +91,11 @@ impl CollabConfig {
     pub fn import(&self, data: &Dataset, (path, facts): (&Path, &[(&str, String)])) -> Result<(), Error> {
         let width = match self.model.as_str() {
             "lightgcn" => (self.lightgcn.dim, "collab.lightgcn.dim"),
-            _ => (self.mf.dim, "collab.mf.dim"),
+            "mf" => (self.mf.dim, "collab.mf.dim"),
+            other => {
+                let what = format!("collab.pretrained takes models of kind mf and lightgcn; collab.model is {other}");
+                return Err(Error::Model { path: self.pretrained.clone().into(), what });
+            }
         };
         let wanted = Wanted { model: &self.model, n_users: data.n_users, n_items: data.n_items, width };
         let mut tensors = read(Path::new(&self.pretrained), &wanted)?;

@@ -10,8 +10,9 @@ use toml::Value as Toml;
 
 use super::Error;
 use super::config::Config;
-use super::official_keys::{NUMBERS, unmatched};
+use super::official_keys::{NUMBERS, sizes, unmatched};
 use super::yaml::{self, Leaf, Scalar, Value};
+use crate::collab::CollabConfig;
 use crate::prompt::Template;
 
 /// A configuration made from an official file.
@@ -123,6 +124,18 @@ impl Import<'_> {
         self.one(key, "a count", |s| s.count().filter(|&n| i64::try_from(n).is_ok()))
     }
 
+    /// A number that keeps its meaning.
+    fn number(&mut self, official: &str, ours: String, is_count: bool, remark: &str) -> Result<(), Error> {
+        if is_count {
+            if let Some((line, n)) = self.count(official)? {
+                self.set(ours, n as i64, (official, line), remark);
+            }
+        } else if let Some((line, x)) = self.one(official, "a number", Scalar::number)? {
+            self.set(ours, x, (official, line), remark);
+        }
+        Ok(())
+    }
+
     fn set(&mut self, key: impl Into<String>, value: impl Into<Toml>, from: (&str, usize), remark: &str) {
         let (key, value, from) = (key.into(), value.into(), (from.0.into(), from.1));
         self.settings.push(Setting { key, value, from, remark: remark.into() });
@@ -147,9 +160,7 @@ impl Import<'_> {
             "rec_alignment_amazon_dcn" => {
                 ("collm_amazon", "the file named there was never published; this one is alike")
             }
-            other if !other.contains('/') && Template::find(other).is_ok() && !Path::new(other).is_file() => {
-                (other, "")
-            }
+            other if Template::find(other).is_ok() && !Path::new(other).is_file() => (other, ""),
             _ => (path.as_str(), ""),
         };
         let template = Template::find(name).map_err(|e| error(self.name, line, &format!("{KEY}: {e}")))?;
@@ -244,22 +255,16 @@ impl Import<'_> {
         let found = self.text("model.rec_model")?;
         let (line, official) = found.unwrap_or((0, "MF".into()));
         let model = official.to_lowercase();
-        let widths: &[(&str, &str)] = match model.as_str() {
-            "mf" => &[("embedding_size", "collab.mf.dim")],
-            "lightgcn" => &[("embed_size", "collab.lightgcn.dim"), ("gcn_layers", "collab.lightgcn.layers")],
-            _ => {
-                let what = "is not a collaborative model of this program; collab.model keeps its default";
-                self.note(line, format!("model.rec_model = {official}: {what}"));
-                return Ok(());
-            }
-        };
+        if !CollabConfig::models().contains(&model.as_str()) {
+            let what = "is not a collaborative model of this program; collab.model keeps its default";
+            self.note(line, format!("model.rec_model = {official}: {what}"));
+            return Ok(());
+        }
         let remark = if line == 0 { "no key: the official default" } else { "" };
+        let sizes = sizes(&model);
         self.set("collab.model", model, ("model.rec_model", line), remark);
-        for (key, ours) in widths {
-            let key = format!("model.rec_config.{key}");
-            if let Some((line, n)) = self.count(&key)? {
-                self.set(*ours, n as i64, (&key, line), "");
-            }
+        for (key, ours, is_count) in sizes {
+            self.number(&format!("model.rec_config.{key}"), format!("collab.{ours}"), *is_count, "")?;
         }
         const PRETRAINED: &str = "model.rec_config.pretrained_path";
         match self.text(PRETRAINED)? {
@@ -282,14 +287,7 @@ impl Import<'_> {
 
     fn values(&mut self, stage: Stage) -> Result<(), Error> {
         for (official, ours, is_count, remark) in NUMBERS {
-            let ours = ours.replace("stage.", &format!("{}.", stage.name()));
-            if is_count {
-                if let Some((line, n)) = self.count(official)? {
-                    self.set(ours, n as i64, (official, line), remark);
-                }
-            } else if let Some((line, x)) = self.one(official, "a number", Scalar::number)? {
-                self.set(ours, x, (official, line), remark);
-            }
+            self.number(official, ours.replace("stage.", &format!("{}.", stage.name())), is_count, remark)?;
         }
         const TARGETS: &str = "model.lora_config.target_modules";
         match self.take(TARGETS) {
@@ -324,9 +322,7 @@ impl Import<'_> {
             let remark = format!("{rows} rows on each of {processes} process(es)");
             self.set(format!("{}.batch_rows", stage.name()), all, ("run.batch_size_train", line), &remark);
         }
-        if let Some((line, n)) = self.count("run.accum_grad_iters")? {
-            self.set(format!("{}.accumulation", stage.name()), n as i64, ("run.accum_grad_iters", line), "");
-        }
+        self.number("run.accum_grad_iters", format!("{}.accumulation", stage.name()), true, "")?;
         Ok(())
     }
 

@@ -24,6 +24,26 @@ pub const NUMBERS: [(&str, &str, bool, &str); 14] = [
     ("run.max_epoch", "stage.max_epochs", true, ""),
 ];
 
+/// What `model.rec_config` says of a collaborative model: key, ours below `collab`, is it a count.
+pub fn sizes(model: &str) -> &'static [(&'static str, &'static str, bool)] {
+    match model {
+        "mf" => &[("embedding_size", "mf.dim", true)],
+        "lightgcn" => &[("embed_size", "lightgcn.dim", true), ("gcn_layers", "lightgcn.layers", true)],
+        "sasrec" => &[
+            ("hidden_units", "sasrec.dim", true),
+            ("num_blocks", "sasrec.blocks", true),
+            // PARITY: the heads with which CoLLM reads the model, not those it was trained with.
+            ("num_heads", "sasrec.collm_heads", true),
+            ("dropout_rate", "sasrec.dropout", false),
+            ("maxlen", "sasrec.max_length", true),
+        ],
+        "din" => {
+            &[("embedding_size", "din.dim", true), ("drop", "din.dropout", false), ("maxlen", "din.max_length", true)]
+        }
+        _ => &[],
+    }
+}
+
 /// The sentence for a key without a counterpart; `None` for a key that the official files do not have.
 pub fn unmatched(key: &str) -> Option<&'static str> {
     // Below `datasets` comes the name of a loader.

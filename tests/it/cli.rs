@@ -5,7 +5,7 @@ use crate::common::{fails, fixture, ok, path, run, tiny_data, tiny_model};
 #[test]
 fn help_names_every_command() {
     let text = ok(&["--help"]);
-    for name in ["demo", "prepare", "convert", "verify", "train", "eval", "score", "rank", "bench"] {
+    for name in ["demo", "prepare", "convert", "verify", "config", "train", "eval", "score", "rank", "bench"] {
         assert!(text.contains(name), "{name}");
         assert!(ok(&[name, "--help"]).contains("Usage"));
     }
