@@ -264,10 +264,7 @@ mod tests {
     fn official_sasrec() {
         let tensors = read(&fixture("sasrec.pth"), &wanted("sasrec", 4)).unwrap();
         assert_eq!(tensors.len(), 2 + 2 * 12 + 2);
-        for (n, t) in tensors.iter().enumerate() {
-            // make.py counts in the order in which it writes, which groups norms first.
-            assert_eq!(t.values.len(), t.shape.iter().product::<usize>(), "{n}");
-        }
+        // make.py: value i of the nth tensor written is n + i / 8.
         let value = |name: &str| tensors.iter().find(|t| t.name == name).unwrap().values[1];
         assert_eq!((value("item_emb.weight"), value("pos_emb.weight")), (0.125, 1.125));
         assert_eq!(value("forward_layers.1.conv2.bias"), 25.125);
