@@ -9,6 +9,7 @@ use clap::Subcommand;
 
 use super::train::Experiment;
 use crate::files::write_atomic;
+use crate::train::config::Config;
 use crate::train::import::import;
 
 /// Arguments of `collm-engine config`.
@@ -31,6 +32,8 @@ enum What {
         #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=1024))]
         processes: u64,
     },
+    /// List the presets.
+    Presets,
     /// Print every setting of an experiment: preset, file and --set resolved.
     Show(Experiment),
 }
@@ -39,6 +42,7 @@ enum What {
 pub fn run(args: Args) -> Result<ExitCode> {
     match args.what {
         What::Show(experiment) => print!("{}", experiment.resolve()?.to_toml()?),
+        What::Presets => println!("{}", Config::presets().join("\n")),
         What::Import { yaml, out, processes } => {
             let bytes = std::fs::read(&yaml).with_context(|| yaml.display().to_string())?;
             let text = String::from_utf8(bytes).map_err(|e| {

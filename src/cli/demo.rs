@@ -124,15 +124,13 @@ fn demo(args: &Args, device: Device) -> Result<()> {
     let mut run = RunDir::open(&args.run, &config, args.resume)?;
     std::fs::write(&marker, "").with_context(|| marker.display().to_string())?;
     let pipeline = Pipeline::open(config, device, &cache, progress)?;
-    let mf = pipeline.collab(&mut run)?;
+    pipeline.run(Part::Collab, &mut run)?;
     done("train MF", &mut lap);
-    let stage1 = pipeline.stage(Part::Stage1, &pipeline.fresh(), None, &mut run)?;
+    pipeline.run(Part::Stage1, &mut run)?;
     done("train stage 1 (TALLRec)", &mut lap);
-    let start = pipeline.with_cie(stage1.best.lora, mf.dim());
-    let stage2 = pipeline.stage(Part::Stage2, &start, Some(&mf), &mut run)?;
-    pipeline.export(&run, &stage2.best)?;
+    pipeline.run(Part::Stage2, &mut run)?;
     done("train stage 2 (CoLLM)", &mut lap);
-    let results = pipeline.evaluate(&args.run)?;
+    let results = pipeline.evaluate(&args.run, false)?;
     done("score the test rows", &mut lap);
 
     println!("\n{}", markdown(&results.iter().map(|r| r.0.clone()).collect::<Vec<_>>()));

@@ -28,6 +28,9 @@ pub struct Args {
     /// Split the scores belong to.
     #[arg(long, default_value = "test", value_parser = ["train", "valid", "valid_small", "test"])]
     split: String,
+    /// With --run: also the collaborative model together with each stage (the mean of their probabilities).
+    #[arg(long, requires = "run")]
+    ensemble: bool,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -38,7 +41,7 @@ pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     match (args.run, args.scores, args.data) {
         (Some(run), _, _) => {
             let config = Config::resolve(None, Some(&run.join("config.toml")), &[])?;
-            judge(&Pipeline::open(config, device, &cache_dir(), Progress::auto())?, &run)?;
+            judge(&Pipeline::open(config, device, &cache_dir(), Progress::auto())?, &run, args.ensemble)?;
         }
         (None, Some(scores), Some(data)) => {
             let data = Dataset::load(&data)?;

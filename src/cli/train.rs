@@ -27,7 +27,7 @@ pub struct Args {
     /// Go on with an existing run.
     #[arg(long)]
     resume: bool,
-    /// Which parts to run.
+    /// Which parts to run, of those that the method has.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Stage::Collab, Stage::Stage1, Stage::Stage2])]
     only: Vec<Stage>,
     /// Do not judge the test rows at the end.
@@ -38,7 +38,7 @@ pub struct Args {
 /// Where settings come from.
 #[derive(clap::Args)]
 pub struct Experiment {
-    /// Preset in the binary: ml-1m/collm-mf, ml-1m/collm-lightgcn, ml-100k/collm-mf.
+    /// Preset in the binary: ml-1m/collm-mf, ml-1m/tallrec, amazon-book/collm-mf (`config presets` lists them).
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
     /// Configuration file (TOML), over the preset.
@@ -76,6 +76,16 @@ enum Stage {
     Stage2,
 }
 
+impl Stage {
+    fn part(self) -> Part {
+        match self {
+            Stage::Collab => Part::Collab,
+            Stage::Stage1 => Part::Stage1,
+            Stage::Stage2 => Part::Stage2,
+        }
+    }
+}
+
 /// The first Ctrl-C asks for an orderly end, the second one ends at once.
 pub fn catch_interrupts() {
     // It fails only when a handler is set already: then that one is ours.
@@ -109,32 +119,22 @@ pub fn run(args: Args, device: Device) -> Result<ExitCode> {
         }
         other => other?,
     }
-    if !args.no_test && args.only.contains(&Stage::Stage2) {
-        judge(&pipeline, &args.run)?;
+    let last = pipeline.config().parts().last().copied();
+    let finished = last.is_none_or(|last| args.only.iter().any(|stage| stage.part() == last));
+    if !args.no_test && finished {
+        judge(&pipeline, &args.run, false)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn train(pipeline: &Pipeline, run: &mut RunDir, only: &[Stage]) -> Result<(), Error> {
-    if only.contains(&Stage::Collab) {
-        pipeline.collab(run)?;
-    }
-    if only.contains(&Stage::Stage1) {
-        let outcome = pipeline.stage(Part::Stage1, &pipeline.fresh(), None, run)?;
-        pipeline.export(run, &outcome.best)?;
-    }
-    if only.contains(&Stage::Stage2) {
-        let collab = pipeline.collab(run)?;
-        let start = pipeline.with_cie(pipeline.stage1_best(run.root())?, collab.dim());
-        let outcome = pipeline.stage(Part::Stage2, &start, Some(&collab), run)?;
-        pipeline.export(run, &outcome.best)?;
-    }
-    Ok(())
+    let chosen = |part: &Part| only.iter().any(|stage| stage.part() == *part);
+    pipeline.config().parts().into_iter().filter(chosen).try_for_each(|part| pipeline.run(part, run))
 }
 
 /// Judges a finished run on the test rows: prints the table and writes `results.json`.
-pub fn judge(pipeline: &Pipeline, run: &Path) -> Result<()> {
-    let results: Vec<_> = pipeline.evaluate(run)?.into_iter().map(|r| r.0).collect();
+pub fn judge(pipeline: &Pipeline, run: &Path, ensemble: bool) -> Result<()> {
+    let results: Vec<_> = pipeline.evaluate(run, ensemble)?.into_iter().map(|r| r.0).collect();
     println!("{}", markdown(&results));
     crate::files::write_atomic(&run.join("results.json"), |w| {
         serde_json::to_writer_pretty(w, &results).map_err(std::io::Error::from)

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Error;
 use super::card::Card;
 use super::mf::{Batch, Mf, save_tensors};
+use super::slots::SlotLearner;
 use super::training::{Learner, Recipe};
+use super::{Collaborative, Error};
 use crate::checkpoint::Tensor;
 use crate::data::{Dataset, Samples};
 use crate::device::cpu::lightgcn::Adjacency;
@@ -159,6 +160,22 @@ impl Learner for LightGcn {
 
     fn card<'c>(&self, cuda: &'c Cuda, adam: &Adam, recipe: &Recipe) -> Result<Option<Card<'c>>, Error> {
         Card::new(cuda, &self.tables, adam, recipe, Some(&self.propagation)).map(Some)
+    }
+}
+
+/// PARITY: the whole graph is propagated for every step, as officially.
+impl SlotLearner for LightGcn {
+    fn slots(&mut self, samples: &Samples, rows: &[usize], step: u64) -> Vec<f32> {
+        self.vectors().slots(samples, rows, step)
+    }
+
+    fn slots_backward(&mut self, samples: &Samples, rows: &[usize], step: u64, d_slots: &[f32], gradient: &mut Self) {
+        self.tables.slots_backward(samples, rows, step, d_slots, &mut gradient.tables);
+        gradient.tables = self.propagation.apply(&gradient.tables);
+    }
+
+    fn frozen(&self) -> Collaborative {
+        Collaborative::Tables(self.vectors())
     }
 }
 

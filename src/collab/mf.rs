@@ -8,10 +8,11 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::Error;
 use super::card::Card;
 use super::real::Real;
+use super::slots::SlotLearner;
 use super::training::{Learner, Recipe};
+use super::{Collaborative, Error};
 use crate::checkpoint::{Tensor, read_tensors, take_tensor, write_tensors};
 use crate::data::Samples;
 use crate::device::cpu::optimizer::Adam;
@@ -143,6 +144,32 @@ impl<T: Real> Mf<T> {
     }
 }
 
+/// Vectors of users and items as neighbours, and the way back.
+impl<T: Real> Mf<T> {
+    /// The vectors of these rows, `[rows, 2, dim]`; zeros for ids beyond the tables.
+    pub fn pairs(&self, users: &[u32], items: &[u32]) -> Vec<T> {
+        let pair = |(&u, &i)| {
+            let (u, i) = (clip(u, &self.users, self.dim), clip(i, &self.items, self.dim));
+            [row(&self.users, u, self.dim), row(&self.items, i, self.dim)]
+        };
+        users.iter().zip(items).flat_map(pair).flatten().copied().collect()
+    }
+
+    /// Overwrites the tables, as gradients, with those for `d_pairs`, the gradients of [`Self::pairs`]; row 0 has none.
+    pub fn pairs_backward(&mut self, users: &[u32], items: &[u32], d_pairs: &[T]) {
+        let (dim, one) = (self.dim, T::from_wide(1.0));
+        for (table, ids, slot) in [(&mut self.users, users, 0), (&mut self.items, items, 1)] {
+            let ids: Vec<u32> = ids.iter().map(|&id| clip(id, table, dim)).collect();
+            gather(table, dim, &ids, |r| (one, &d_pairs[(2 * r as usize + slot) * dim..][..dim]));
+        }
+    }
+}
+
+/// The id, or 0, padding, where the table has no such row.
+fn clip<T>(id: u32, table: &[T], dim: usize) -> u32 {
+    if (id as usize + 1) * dim <= table.len() { id } else { 0 }
+}
+
 /// `table[id] = Σ scale · vector` over the batch rows `r` with `ids[r] = id`; row 0 stays zero (padding_idx).
 fn gather<'v, T: Real + 'v>(table: &mut [T], dim: usize, ids: &[u32], term: impl Fn(u32) -> (T, &'v [T]) + Sync) {
     // Rows of the batch in the order of their ids (a stable counting sort): those of id are order[ends[id - 1]..ends[id]].
@@ -202,14 +229,12 @@ impl Mf {
 
     /// A user's vector; zeros for ids beyond the table.
     pub fn user_vector(&self, uid: u32) -> &[f32] {
-        let id = if (uid as usize + 1) * self.dim <= self.users.len() { uid } else { 0 };
-        row(&self.users, id, self.dim)
+        row(&self.users, clip(uid, &self.users, self.dim), self.dim)
     }
 
     /// An item's vector; zeros for ids beyond the table.
     pub fn item_vector(&self, iid: u32) -> &[f32] {
-        let id = if (iid as usize + 1) * self.dim <= self.items.len() { iid } else { 0 };
-        row(&self.items, id, self.dim)
+        row(&self.items, clip(iid, &self.items, self.dim), self.dim)
     }
 
     /// Scores of all rows.
@@ -279,6 +304,22 @@ impl Learner for Mf {
     }
 }
 
+impl SlotLearner for Mf {
+    fn slots(&mut self, samples: &Samples, rows: &[usize], _: u64) -> Vec<f32> {
+        let Batch { users, items, .. } = Batch::of(samples, rows);
+        self.pairs(&users, &items)
+    }
+
+    fn slots_backward(&mut self, samples: &Samples, rows: &[usize], _: u64, d_slots: &[f32], gradient: &mut Self) {
+        let Batch { users, items, .. } = Batch::of(samples, rows);
+        gradient.pairs_backward(&users, &items, d_slots);
+    }
+
+    fn frozen(&self) -> Collaborative {
+        Collaborative::Tables(self.clone())
+    }
+}
+
 /// Official names of the tables.
 const NAMES: [&str; 2] = ["user_embedding.weight", "item_embedding.weight"];
 
@@ -320,6 +361,39 @@ mod tests {
         assert!(close(&[loss], &floats("loss")));
         assert!(close(&gradient.users, &floats("grad.user_embedding.weight")));
         assert!(close(&gradient.items, &floats("grad.item_embedding.weight")));
+    }
+
+    /// In float64, through a loss that is not linear in the vectors, against central differences of every number of both tables.
+    #[test]
+    fn gradients_of_pairs_against_differences_in_float64() {
+        let f32s = Mf::init(5, 6, 3, 2);
+        let wide = |t: &[f32]| t.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let mut model = Mf { dim: 3, users: wide(&f32s.users), items: wide(&f32s.items) };
+        // Ids again and again, padding, and one beyond the table.
+        let (users, items) = ([1, 4, 1, 0, 2], [5, 5, 2, 3, 99]);
+        let loss =
+            |m: &Mf<f64>| m.pairs(&users, &items).iter().enumerate().map(|(i, x)| (x * (1.0 + i as f64)).sin()).sum();
+        let pairs = model.pairs(&users, &items);
+        let d: Vec<f64> =
+            pairs.iter().enumerate().map(|(i, x)| (1.0 + i as f64) * (x * (1.0 + i as f64)).cos()).collect();
+        let mut gradient = Mf { dim: 3, users: vec![9.0; 15], items: vec![9.0; 18] };
+        gradient.pairs_backward(&users, &items, &d);
+        let mut difference = |table: fn(&mut Mf<f64>) -> &mut Vec<f64>, at: usize| {
+            let mut moved = |by: f64| {
+                table(&mut model)[at] += by;
+                let l: f64 = loss(&model);
+                table(&mut model)[at] -= by;
+                l
+            };
+            (moved(1e-5) - moved(-1e-5)) / 2e-5
+        };
+        for at in 3..15 {
+            assert!((difference(|m| &mut m.users, at) - gradient.users[at]).abs() < 1e-7, "user number {at}");
+        }
+        for at in 3..18 {
+            assert!((difference(|m| &mut m.items, at) - gradient.items[at]).abs() < 1e-7, "item number {at}");
+        }
+        assert_eq!((&gradient.users[..3], &gradient.items[..3]), (&[0.0; 3][..], &[0.0; 3][..]), "padding");
     }
 
     /// Larger than a task, against the plain sum; the same bits on one thread and on three.

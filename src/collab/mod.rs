@@ -7,6 +7,7 @@ pub mod lightgcn;
 pub mod mf;
 mod model;
 mod real;
+pub mod slots;
 pub mod training;
 
 pub use error::Error;

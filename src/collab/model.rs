@@ -143,6 +143,13 @@ impl Collaborative {
         }
     }
 
+    /// Numbers in its tensors.
+    pub fn parameters(&self) -> usize {
+        match self {
+            Collaborative::Tables(mf) => mf.users.len() + mf.items.len(),
+        }
+    }
+
     /// The model's own scores of all rows.
     pub fn scores(&self, samples: &Samples) -> Vec<f32> {
         match self {

@@ -223,6 +223,21 @@ impl ModelConfig {
         self.sliding_window.map_or(self.max_position_embeddings, |w| w.min(self.max_position_embeddings))
     }
 
+    /// All parameters of the model.
+    pub fn parameters(&self) -> usize {
+        let (q, kv) = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
+        let biases = [
+            (self.qkv_bias, q + 2 * kv),
+            (self.o_bias, self.hidden_size),
+            (self.mlp_bias, 2 * self.intermediate_size + self.hidden_size),
+        ];
+        let biases: usize = biases.into_iter().filter(|b| b.0).map(|b| b.1).sum();
+        let tables = if self.tie_word_embeddings { 1 } else { 2 };
+        tables * self.vocab_size * self.hidden_size
+            + self.n_layers * (self.block_params() + 2 * self.hidden_size + biases)
+            + self.hidden_size
+    }
+
     /// Weights in the blocks' matrices: the multiply-adds of one token.
     pub fn block_params(&self) -> usize {
         let (q, kv) = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);

@@ -133,6 +133,11 @@ impl Model {
         }
     }
 
+    /// Is it on a card?
+    pub fn on_card(&self) -> bool {
+        matches!(self.backend, Backend::Cuda(_))
+    }
+
     /// Bytes allocated on the card that holds the model.
     pub fn cuda_allocated(&self) -> usize {
         match &self.backend {

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::layers::{Fault, Layers};
+use super::method::{Method, Strategy};
 use super::schedule::{Schedule, ScheduleKind};
+use super::variants::VARIANTS;
 use crate::collab::CollabConfig;
 use crate::device::ops::Loss;
 use crate::llm::peft::{TARGETS, Target};
@@ -20,6 +22,10 @@ use crate::prompt::{PromptStyle, Template};
 pub struct Config {
     /// Seed of initialisation, order and dropout.
     pub seed: u64,
+    /// What is done with the LLM: `collm`, `tallrec`, `icl`, `ui-token`, `prompt4nr`.
+    pub method: Method,
+    /// What stage 2 trains, and from where: `default`, `t1`, `t2`, `t3`.
+    pub strategy: Strategy,
     /// Data.
     pub data: DataConfig,
     /// Model.
@@ -161,6 +167,8 @@ impl Default for Config {
         let stage = StageConfig::default();
         Config {
             seed: 42,
+            method: Method::default(),
+            strategy: Strategy::default(),
             data: DataConfig::default(),
             llm: LlmConfig::default(),
             prompt: PromptConfig::default(),
@@ -255,18 +263,14 @@ const PRESETS: [(&str, &str); 3] = [
 impl Config {
     /// Names of the presets.
     pub fn presets() -> Vec<&'static str> {
-        PRESETS.iter().map(|p| p.0).collect()
+        PRESETS.iter().map(|p| p.0).chain(VARIANTS.iter().map(|v| v.0)).collect()
     }
 
     /// Resolves preset, then file, then `key=value` settings.
     pub fn resolve(preset: Option<&str>, file: Option<&Path>, settings: &[String]) -> Result<Config, Error> {
         let mut layers = Layers::new(&Config::default())?;
         if let Some(name) = preset {
-            let (_, text) = PRESETS.iter().find(|p| p.0 == name).ok_or_else(|| {
-                let what = format!("{name:?} is not a preset; presets: {}", Config::presets().join(", "));
-                Error::Config { origin: "--preset".into(), what }
-            })?;
-            layers.text(text, name)?;
+            lay_preset(&mut layers, name)?;
         }
         if let Some(path) = file {
             let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
@@ -275,7 +279,9 @@ impl Config {
         for setting in settings {
             layers.setting(setting)?;
         }
-        layers.resolve(Config::check)
+        let mut config: Config = layers.resolve(Config::check)?;
+        config.stage2 = config.stage2_of_strategy();
+        Ok(config)
     }
 
     /// The resolved form, which loads back equal.
@@ -333,9 +339,27 @@ impl Config {
         for (key, name) in [("prompt.stage1", &self.prompt.stage1), ("prompt.stage2", &self.prompt.stage2)] {
             Template::find(name).map_err(|e| (key.to_string(), format!("is not usable: {e}")))?;
         }
+        if let Some(what) = self.strategy_misfit() {
+            return fault("strategy", what);
+        }
         self.stage1.check("stage1")?;
-        self.stage2.check("stage2")
+        self.stage2_of_strategy().check("stage2")
     }
+}
+
+/// Lays a preset, after the one that it is based on.
+fn lay_preset(layers: &mut Layers, name: &str) -> Result<(), Error> {
+    if let Some((_, base, text)) = VARIANTS.iter().find(|v| v.0 == name) {
+        if !base.is_empty() {
+            lay_preset(layers, base)?;
+        }
+        return layers.text(text, name);
+    }
+    let (_, text) = PRESETS.iter().find(|p| p.0 == name).ok_or_else(|| {
+        let what = format!("{name:?} is not a preset; presets: {}", Config::presets().join(", "));
+        Error::Config { origin: "--preset".into(), what }
+    })?;
+    layers.text(text, name)
 }
 
 /// Largest count: products of two still fit 64 bits.

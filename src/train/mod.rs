@@ -2,8 +2,10 @@
 
 pub mod config;
 mod error;
+mod groups;
 pub mod import;
 mod layers;
+pub mod method;
 mod official_keys;
 pub mod pipeline;
 pub mod ranking;
@@ -14,6 +16,8 @@ pub mod stage;
 mod state;
 pub mod tensorboard;
 pub mod trainable;
+mod tuner;
+mod variants;
 mod yaml;
 
 pub use error::Error;

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use super::Error;
 use super::config::Config;
+use super::method::{Method, Strategy};
 use super::run_dir::RunDir;
 use super::stage::{INTERRUPTED, Outcome, Stage, limited_rows};
 use super::trainable::{Trainable, score_rows};
-use crate::checkpoint::{Checkpoint, write_tensors};
+use crate::checkpoint::{Checkpoint, Tensor, write_tensors};
 use crate::cie::Mapping;
 use crate::collab::Collaborative;
+use crate::collab::slots::Tuned;
 use crate::data::{Dataset, Samples, Split};
 use crate::device::Device;
 use crate::eval::metrics::evaluate;
@@ -50,7 +52,7 @@ pub struct Pipeline {
 pub struct Trained {
     /// Adapter and mapping.
     pub tensors: Trainable,
-    /// The collaborative model, if the prompts have slots.
+    /// What fills the slots, if the prompts have some.
     pub collab: Option<Collaborative>,
 }
 
@@ -185,7 +187,8 @@ impl Pipeline {
         Ok(model)
     }
 
-    fn collab_path(&self, run: &Path) -> PathBuf {
+    /// Where the run's collaborative model lies.
+    pub(super) fn collab_path(&self, run: &Path) -> PathBuf {
         run.join("collab").join(format!("{}.safetensors", self.config.collab.model))
     }
 
@@ -203,12 +206,13 @@ impl Pipeline {
         Trainable { lora, cie: Some(cie) }
     }
 
-    /// Runs a stage.
+    /// Runs a stage. `tuned`: what fills the slots, where it is trained too.
     pub fn stage(
         &self,
         part: Part,
         start: &Trainable,
         collab: Option<&Collaborative>,
+        tuned: Option<Box<dyn Tuned>>,
         run: &mut RunDir,
     ) -> Result<Outcome, Error> {
         let (name, config) = match part {
@@ -216,7 +220,7 @@ impl Pipeline {
             _ => ("stage1", &self.config.stage1),
         };
         let slots = self.builder(part).template().has_slots();
-        if config.train_cie && !slots {
+        if (config.train_cie || tuned.is_some()) && !slots {
             let what = format!("{name}.train_cie is set, but its template has no slots (<UserID>, <TargetItemID>)");
             return Err(Error::Config { origin: "configuration".into(), what });
         }
@@ -231,33 +235,24 @@ impl Pipeline {
             train: &train,
             valid: &valid,
         };
-        stage.run(start, run, &self.progress)
+        stage.run(start, tuned, run, &self.progress)
     }
 
     /// The adapter that stage 1 of the run found best.
     pub fn stage1_best(&self, run: &Path) -> Result<LoraTensors, Error> {
         let mut trainable = self.fresh();
-        self.load_best(run, "stage1", &mut trainable)?;
+        let (saved, place) = self.best(run, "stage1")?;
+        trainable.restore(saved).map_err(|what| Error::state(&place, what))?;
         Ok(trainable.lora)
     }
 
-    fn load_best(&self, run: &Path, stage: &str, into: &mut Trainable) -> Result<(), Error> {
+    /// The tensors that a stage of the run found best, and where they lie.
+    pub(super) fn best(&self, run: &Path, stage: &str) -> Result<(Vec<Tensor>, PathBuf), Error> {
         let dir = run.join(stage).join("checkpoints");
         let saved =
             Checkpoint::<serde_json::Value>::load(&dir, "best").map_err(|e| Error::state(&dir, e.to_string()))?;
         let saved = saved.ok_or_else(|| Error::state(&dir, format!("{stage} has not been trained in this run")))?;
-        into.restore(saved.model).map_err(|what| Error::state(&dir.join("best"), what))
-    }
-
-    /// What a finished run holds for a part: stage 2's tensors with the collaborative model, or stage 1's alone.
-    pub fn trained(&self, run: &Path, part: Part) -> Result<Trained, Error> {
-        if part != Part::Stage2 {
-            return Ok(Trained { tensors: Trainable { lora: self.stage1_best(run)?, cie: None }, collab: None });
-        }
-        let collab = self.config.collab.load(&self.collab_path(run))?;
-        let mut tensors = self.with_cie(self.fresh().lora, collab.dim());
-        self.load_best(run, "stage2", &mut tensors)?;
-        Ok(Trained { tensors, collab: Some(collab) })
+        Ok((saved.model, dir.join("best")))
     }
 
     /// Writes what others read: the adapter in PEFT's layout, and the mapping.
@@ -308,22 +303,60 @@ impl Pipeline {
         Ok((scores, took))
     }
 
-    /// Metrics of the collaborative model, stage 1 and stage 2 on the judged test rows, and how long each took to score them.
-    pub fn evaluate(&self, run: &Path) -> Result<Vec<(MethodResult, Duration)>, Error> {
+    /// Metrics on the judged test rows of everything that the run's method has: the collaborative model, stage 1, stage 2; and how long
+    /// each took to score them. With `ensemble`, also of the collaborative model with each stage.
+    pub fn evaluate(&self, run: &Path, ensemble: bool) -> Result<Vec<(MethodResult, Duration)>, Error> {
         let (rows, samples) = self.test_rows();
-        let mut results = Vec::new();
-        let stage2 = self.trained(run, Part::Stage2)?;
-        let began = Instant::now();
-        let scores = stage2.collab.as_ref().map(|c| c.scores(&samples)).unwrap_or_default();
-        let name = self.config.collab.title();
-        results.push((MethodResult::new(name, &samples, &scores)?, began.elapsed()));
-        let stage1 = self.trained(run, Part::Stage1)?;
-        for (name, part, trained) in
-            [("TALLRec (stage 1)", Part::Stage1, &stage1), (&format!("CoLLM-{name}"), Part::Stage2, &stage2)]
-        {
-            let (scores, took) = self.score_test(part, Some(trained), &rows, name)?;
-            results.push((MethodResult::new(name, &samples, &scores)?, took));
+        let (config, parts) = (&self.config, self.config.parts());
+        let mut scored: Vec<(String, Vec<f32>, Duration)> = Vec::new();
+        if parts.contains(&Part::Collab) {
+            let collab = config.collab.load(&self.collab_path(run))?;
+            let began = Instant::now();
+            let scores = collab.scores(&samples);
+            scored.push((config.collab.title().into(), scores, began.elapsed()));
         }
-        Ok(results)
+        if parts.is_empty() {
+            let title = config.method.title(config.strategy, "");
+            let (scores, took) = self.score_test(Part::Stage1, None, &rows, &title)?;
+            scored.push((title, scores, took));
+        }
+        for part in parts.into_iter().filter(|&part| part != Part::Collab) {
+            let title = match part {
+                Part::Stage2 => config.method.title(config.strategy, config.collab.title()),
+                _ => Method::Tallrec.title(Strategy::Default, ""),
+            };
+            let (scores, took) = self.score_test(part, Some(&self.trained(run, part)?), &rows, &title)?;
+            scored.push((title, scores, took));
+        }
+        if let ([(first, alone, took), others @ ..], true) = (&scored[..], ensemble) {
+            let both = |(name, scores, more): &(String, Vec<f32>, Duration)| {
+                (format!("{first} + {name}"), mean_probability(alone, scores), *took + *more)
+            };
+            let both: Vec<_> = others.iter().map(both).collect();
+            scored.extend(both);
+        }
+        let judged = |(name, scores, took): (String, Vec<f32>, Duration)| {
+            Ok((MethodResult::new(&name, &samples, &scores)?, took))
+        };
+        scored.into_iter().map(judged).collect()
+    }
+}
+
+/// Two models as one: the mean of the probabilities that their scores, both logits, stand for. (The paper does not say how its
+/// ensembles join.)
+fn mean_probability(a: &[f32], b: &[f32]) -> Vec<f32> {
+    let probability = |x: f32| 1.0 / (1.0 + (-f64::from(x)).exp());
+    a.iter().zip(b).map(|(&a, &b)| ((probability(a) + probability(b)) / 2.0) as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ensemble_is_the_mean_probability() {
+        let joined = mean_probability(&[0.0, 3.0, -900.0], &[0.0, -1.0, 900.0]);
+        assert_eq!((joined[0], joined[2]), (0.5, 0.5));
+        assert!((joined[1] - (0.952_574_1 + 0.268_941_4) / 2.0).abs() < 1e-6);
     }
 }

@@ -11,10 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::config::{Config, StageConfig};
+use super::groups::{self, Filling};
 use super::run_dir::RunDir;
 use super::state::TrainState;
 use super::trainable::{Trainable, packed, score_with};
+use super::tuner::Tuner;
 use crate::checkpoint::{Checkpoint, Tensor, take_tensor};
+use crate::collab::slots::Tuned;
 use crate::collab::{Collaborative, SlotVectors};
 use crate::data::Dataset;
 use crate::device::cpu::optimizer::{Adam, Decay};
@@ -63,7 +66,7 @@ pub struct Stage<'a> {
     pub model: &'a Model,
     /// The data.
     pub data: &'a Dataset,
-    /// What fills the slots.
+    /// What fills the slots, unless it is trained.
     pub collab: Option<&'a Collaborative>,
     /// Prompts of train.
     pub train: &'a PromptSet,
@@ -105,10 +108,44 @@ impl Stage<'_> {
         Demand { lora: None, tokens, prompts, train: true, dropout: self.drops(), state: 0 }
     }
 
-    /// Trains from `start` (or from the last checkpoint in `run`), and returns the tensors of the best evaluation.
-    pub fn run(&self, start: &Trainable, run: &mut RunDir, progress: &Progress) -> Result<Outcome, Error> {
+    /// Every group of tensors in a line.
+    fn groups(&self, start: &Trainable, tuned: Option<&dyn Tuned>) -> Vec<String> {
+        let name = self.experiment.method.filling(self.experiment.collab.title());
+        let filling = match (tuned, self.collab) {
+            (Some(tuned), _) => Filling::Trained(name, tuned),
+            (None, Some(collab)) => Filling::Frozen(name, collab),
+            (None, None) => Filling::Nothing,
+        };
+        groups::table(self.name, self.config, self.model.config(), start, filling)
+    }
+
+    /// A card's share of the gradient is clipped there, and something has to be trained there.
+    fn check_card(&self, start: &Trainable) -> Result<(), Error> {
+        let what = if self.config.grad_clip > 0.0 {
+            "grad_clip needs one norm over card and host, which train what fills the slots; set it to 0"
+        } else if !self.config.train_lora && start.cie.is_none() {
+            "train_lora is off, so nothing on the card would be trained; set it, or use --device cpu"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Config { origin: self.name.into(), what: what.into() })
+    }
+
+    /// Trains from `start` (or from the last checkpoint in `run`), and returns the tensors of the best evaluation. `tuned`: what fills
+    /// the slots, where it is trained too.
+    pub fn run(
+        &self,
+        start: &Trainable,
+        tuned: Option<Box<dyn Tuned>>,
+        run: &mut RunDir,
+        progress: &Progress,
+    ) -> Result<Outcome, Error> {
+        if tuned.is_some() && self.model.on_card() {
+            self.check_card(start)?;
+        }
+        self.groups(start, tuned.as_deref()).iter().for_each(|line| progress.line(line));
         let dir = run.checkpoints(self.name);
-        let mut trainer = Trainer::new(self, start, dir)?;
+        let mut trainer = Trainer::new(self, start, tuned, dir)?;
         run.rewind(self.name, trainer.resumed.then_some(trainer.state.step))?;
         let total = self.config.steps_per_epoch * self.config.max_epochs;
         if let Some(plan) = trainer.learned.plan() {
@@ -177,6 +214,8 @@ struct Trainer<'a> {
     dir: PathBuf,
     start: &'a Trainable,
     learned: TrainState<'a>,
+    /// What fills the slots, where it is trained.
+    tuner: Option<Tuner>,
     /// What fills the slots of train and of valid_small.
     vectors: [Option<SlotVectors<'a>>; 2],
     state: State,
@@ -187,7 +226,12 @@ struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    fn new(stage: &'a Stage<'a>, start: &'a Trainable, dir: PathBuf) -> Result<Self, Error> {
+    fn new(
+        stage: &'a Stage<'a>,
+        start: &'a Trainable,
+        tuned: Option<Box<dyn Tuned>>,
+        dir: PathBuf,
+    ) -> Result<Self, Error> {
         let (config, seed) = (stage.config, stage.experiment.seed);
         let rows = limited_rows(stage.train.len(), config.rows, seed);
         if rows.len() < config.batch_rows && config.batch_tokens == 0 {
@@ -202,6 +246,7 @@ impl<'a> Trainer<'a> {
         let mut trainer = Trainer {
             start,
             learned: TrainState::new(stage.model, start, stage.rules(), &stage.demand())?,
+            tuner: tuned.map(|t| Tuner::new(t, config.weight_decay)),
             vectors: [&stage.data.train, &stage.data.valid_small]
                 .map(|samples| stage.collab.map(|c| c.slot_vectors(samples))),
             state: State { step: 0, pass: 0, batch: 0, adam_step: 0, best_auc: -1.0, best_step: 0, finished: false },
@@ -228,18 +273,24 @@ impl<'a> Trainer<'a> {
                 let moments = moments.into_iter().enumerate();
                 optimizer.extend(moments.map(|(i, v)| Tensor::new(format!("{prefix}{i}"), vec![v.len()], v)));
             }
+            optimizer.extend(self.tuner.iter().flat_map(Tuner::moments));
             state.adam_step = adam.step;
         }
-        let checkpoint = Checkpoint { model: self.learned.tensors()?.tensors(), optimizer, state };
+        let mut model = self.learned.tensors()?.tensors();
+        model.extend(self.tuner.iter().flat_map(Tuner::tensors));
+        let checkpoint = Checkpoint { model, optimizer, state };
         checkpoint.save(&self.dir, name).map_err(Error::io(&self.dir))
     }
 
     fn restore(&mut self, saved: Checkpoint<State>) -> Result<(), Error> {
-        let misfit = |what| Error::state(&self.dir.join("last"), what);
-        let mut tensors = self.start.clone();
-        tensors.restore(saved.model).map_err(misfit)?;
+        let place = self.dir.join("last");
+        let misfit = |what| Error::state(&place, what);
+        let (mut tensors, mut model, mut optimizer) = (self.start.clone(), saved.model, saved.optimizer);
+        if let Some(tuner) = &mut self.tuner {
+            tuner.restore(&mut model, &mut optimizer, saved.state.adam_step).map_err(misfit)?;
+        }
+        tensors.restore(model).map_err(misfit)?;
         let mut adam = Adam::new(Decay::Decoupled, self.start.trained_lengths(self.stage.rules()));
-        let mut optimizer = saved.optimizer;
         for (prefix, moments) in [("m", &mut adam.m), ("v", &mut adam.v)] {
             for (i, m) in moments.iter_mut().enumerate() {
                 *m = take_tensor(&mut optimizer, &format!("{prefix}{i}"), &[m.len()]).map_err(misfit)?;
@@ -297,19 +348,32 @@ impl<'a> Trainer<'a> {
         let rows: Vec<usize> = (0..config.accumulation).flat_map(|_| self.next_rows()).collect();
         let dropout = self.dropout();
         self.learned.begin_step(rows.len())?;
+        let step = self.state.step;
+        if let Some(tuner) = &mut self.tuner {
+            tuner.begin_step(samples, &rows, step);
+        }
         let from = if config.train_lora || dropout.is_some() { GradientFrom::Start } else { GradientFrom::FirstSlot };
         let lengths: Vec<usize> = rows.iter().map(|&r| stage.train.tokens(r)).collect();
         for run in micro_batches(&lengths, config.micro_batch_tokens) {
             let first = run.start;
-            let rows_here = &rows[run];
+            let rows_here = &rows[run.clone()];
             let (batch, x) = packed(self.vectors[0].as_ref(), stage.train, rows_here, None, from, first);
             let labels: Vec<f32> = rows_here.iter().map(|&r| samples.label[r].into()).collect();
             let weight = 1.0 / rows.len() as f32;
-            self.learned.micro_batch(MicroBatch { batch: &batch, x: &x, labels: &labels, weight, dropout })?;
+            let (x, d_x) = match &mut self.tuner {
+                Some(tuner) => {
+                    let (x, d_x) = tuner.part(run);
+                    (x, Some(d_x))
+                }
+                None => (&x[..], None),
+            };
+            self.learned.micro_batch(MicroBatch { batch: &batch, x, labels: &labels, weight, dropout }, d_x)?;
         }
-        let step = self.state.step;
+        if let Some(tuner) = &mut self.tuner {
+            tuner.backward(samples, &rows, step);
+        }
         let lr = config.schedule().lr(step);
-        let (loss, norm) = self.learned.finish_step(lr)?;
+        let (loss, norm) = self.learned.finish_step(lr, self.tuner.as_mut())?;
         for (what, value) in [("loss", loss), ("gradient norm", norm)] {
             if !value.is_finite() {
                 return Err(Error::Diverged { stage: stage.name.into(), step, what, value });
@@ -326,8 +390,10 @@ impl<'a> Trainer<'a> {
         let tokens = stage.experiment.eval.batch_tokens;
         let learned = &mut self.learned;
         let scorer = |batch: &_, x: &_| learned.scores(batch, x);
-        let scores =
-            score_with(scorer, self.vectors[1].as_ref(), samples, stage.valid, &self.valid_rows, tokens, |_| ())?;
+        let tuned = self.tuner.as_ref().map(Tuner::frozen);
+        let tuned = tuned.as_ref().map(|model| model.slot_vectors(samples));
+        let vectors = tuned.as_ref().or(self.vectors[1].as_ref());
+        let scores = score_with(scorer, vectors, samples, stage.valid, &self.valid_rows, tokens, |_| ())?;
         let users: Vec<u32> = self.valid_rows.iter().map(|&i| samples.uid[i]).collect();
         let labels: Vec<u8> = self.valid_rows.iter().map(|&i| samples.label[i]).collect();
         let m = evaluate(&users, &labels, &scores)?;

@@ -5,6 +5,7 @@
 
 use super::Error;
 use super::trainable::{Trainable, scores_of};
+use super::tuner::Tuner;
 use crate::cie::Mapping;
 use crate::device::cpu::optimizer::{Adam, Decay, clip_global_norm};
 use crate::llm::batch::PackedBatch;
@@ -52,20 +53,28 @@ impl<'a> TrainState<'a> {
         Ok(())
     }
 
-    /// Adds the gradients of some of the step's prompts.
-    pub fn micro_batch(&mut self, part: MicroBatch) -> Result<(), Error> {
+    /// Adds the gradients of some of the step's prompts, and sets `d_x` to those of [`MicroBatch::x`], where they are wanted.
+    pub fn micro_batch(&mut self, part: MicroBatch, d_x: Option<&mut [f32]>) -> Result<(), Error> {
         match self {
-            TrainState::Cpu(host) => host.micro_batch(part),
-            TrainState::Cuda { training, .. } => Ok(training.micro_batch(part)?),
+            TrainState::Cpu(host) => host.micro_batch(part, d_x),
+            TrainState::Cuda { training, .. } => Ok(training.micro_batch(part, d_x)?),
         }
     }
 
-    /// Clips and applies the gradients. Returns the mean loss of the step's rows, and the gradient's norm before clipping. Where
-    /// the norm is not finite, nothing is changed.
-    pub fn finish_step(&mut self, lr: f64) -> Result<(f64, f64), Error> {
-        match self {
-            TrainState::Cpu(host) => Ok(host.finish_step(lr)),
-            TrainState::Cuda { training, .. } => Ok(training.finish_step(lr)?),
+    /// Clips and applies the gradients, the tuner's with them. Returns the mean loss of the step's rows, and the gradient's norm
+    /// before clipping. Where the norm is not finite, nothing is changed (on a card, the tuner's is looked at on its own).
+    pub fn finish_step(&mut self, lr: f64, tuner: Option<&mut Tuner>) -> Result<(f64, f64), Error> {
+        match (self, tuner) {
+            (TrainState::Cpu(host), tuner) => Ok(host.finish_step(lr, tuner)),
+            (TrainState::Cuda { training, .. }, None) => Ok(training.finish_step(lr)?),
+            (TrainState::Cuda { training, .. }, Some(tuner)) => {
+                let (loss, norm) = training.finish_step(lr)?;
+                let norm = norm.hypot(tuner.norm());
+                if norm.is_finite() {
+                    tuner.step(lr);
+                }
+                Ok((loss, norm))
+            }
         }
     }
 
@@ -129,11 +138,12 @@ impl Host<'_> {
         }
     }
 
-    fn micro_batch(&mut self, part: MicroBatch) -> Result<(), Error> {
+    fn micro_batch(&mut self, part: MicroBatch, d_x: Option<&mut [f32]>) -> Result<(), Error> {
         let MicroBatch { batch, x, labels, weight, dropout } = part;
         let mapped = self.current.cie.as_ref().filter(|_| !x.is_empty()).map(|cie| (cie, cie.forward(x)));
-        let vectors = mapped.as_ref().map_or(&[][..], |m| &m.1.output);
-        let mut d_vectors = vec![0.0; if self.rules.cie { vectors.len() } else { 0 }];
+        // Without a mapping, what fills the slots is of the LLM's width already.
+        let vectors = mapped.as_ref().map_or(x, |m| &m.1.output);
+        let mut d_vectors = vec![0.0; if self.rules.cie || d_x.is_some() { vectors.len() } else { 0 }];
         let pass = TrainPass {
             lora: Some(&self.current.lora),
             dropout,
@@ -147,13 +157,18 @@ impl Host<'_> {
             d_inputs: None,
         };
         self.loss += self.model.train_pass(pass, &mut self.workspace)?.1;
-        if let (Some((cie, pass)), Some(gradient), true) = (&mapped, &mut self.gradient.cie, self.rules.cie) {
-            cie.backward(x, pass, &d_vectors, gradient);
+        let d_inputs = match (&mapped, &mut self.gradient.cie) {
+            _ if d_vectors.is_empty() => return Ok(()),
+            (Some((cie, pass)), Some(gradient)) => cie.backward(x, pass, &d_vectors, gradient),
+            _ => d_vectors,
+        };
+        if let Some(d_x) = d_x {
+            d_x.copy_from_slice(&d_inputs);
         }
         Ok(())
     }
 
-    fn finish_step(&mut self, lr: f64) -> (f64, f64) {
+    fn finish_step(&mut self, lr: f64, mut tuner: Option<&mut Tuner>) -> (f64, f64) {
         let rules = self.rules;
         let mut weights: Vec<(&mut [f32], f64)> = Vec::new();
         let mut gradients: Vec<&mut [f32]> = Vec::new();
@@ -165,11 +180,15 @@ impl Host<'_> {
             weights.extend(cie.tensors.iter_mut().map(Vec::as_mut_slice).zip(Mapping::decays(rules.weight_decay)));
             gradients.extend(gradient.tensors.iter_mut().map(Vec::as_mut_slice));
         }
+        gradients.extend(tuner.iter_mut().flat_map(|t| t.gradients_mut()));
         let loss = self.loss / self.rows as f64;
         let norm = clip_global_norm(&mut gradients, rules.max_norm);
         if norm.is_finite() {
             let tensors = weights.into_iter().zip(gradients).map(|((w, decay), g)| (w, &*g, decay)).collect();
             self.adam.step(tensors, lr);
+            if let Some(tuner) = tuner {
+                tuner.step(lr);
+            }
         }
         (loss, norm)
     }

@@ -98,8 +98,9 @@ pub(super) fn scores_of(
     workspace: &mut Workspace,
 ) -> Result<Vec<f32>, Error> {
     let cie = trained.and_then(|t| t.cie.as_ref()).filter(|_| !x.is_empty());
-    let vectors = cie.map(|cie| cie.forward(x).output).unwrap_or_default();
-    Ok(model.scores(trained.map(|t| &t.lora), batch, &vectors, loss, workspace)?)
+    let mapped = cie.map(|cie| cie.forward(x).output);
+    let vectors = mapped.as_deref().unwrap_or(x);
+    Ok(model.scores(trained.map(|t| &t.lora), batch, vectors, loss, workspace)?)
 }
 
 /// As [`score_rows`], with anything that gives the scores of a batch and the collaborative vectors behind it.

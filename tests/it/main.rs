@@ -10,6 +10,7 @@ mod goldens;
 mod imports;
 mod kernels;
 mod kill;
+mod methods;
 mod model;
 mod operations;
 mod pickles;

@@ -19,6 +19,8 @@ pub(super) struct DeviceMapping {
     /// Hidden layer and its gradient, `[n, mid]`.
     activated: Buffer<f32>,
     d_activated: Buffer<f32>,
+    /// Gradient of `x`, where it is wanted.
+    d_x: Buffer<f32>,
     n: usize,
 }
 
@@ -40,6 +42,7 @@ impl DeviceMapping {
             x: empty()?,
             activated: empty()?,
             d_activated: empty()?,
+            d_x: empty()?,
             n: 0,
         })
     }
@@ -64,8 +67,12 @@ impl DeviceMapping {
         Ok(self.kernels.forward(cuda, self.widths, parameters, self.n, &self.x, &self.activated, output)?)
     }
 
-    /// Adds the gradients of the last [`Self::forward`], whose output's are `d_output: [n, out]`.
-    pub fn backward(&mut self, cuda: &Cuda, d_output: &Buffer<f32>) -> Result<(), Error> {
+    /// Adds the gradients of the last [`Self::forward`], whose output's are `d_output: [n, out]`. Those of its input are brought to
+    /// the host, into `d_x: [n, dim]`, where they are wanted.
+    pub fn backward(&mut self, cuda: &Cuda, d_output: &Buffer<f32>, d_x: Option<&mut [f32]>) -> Result<(), Error> {
+        if d_x.is_some() {
+            grow(cuda, &mut self.d_x, self.n * self.widths.dim, "gradients of collaborative vectors")?;
+        }
         grow(cuda, &mut self.d_activated, self.n * self.widths.mid, "CIE activations")?;
         self.kernels.backward(
             cuda,
@@ -77,8 +84,11 @@ impl DeviceMapping {
             d_output,
             self.gradients.each_ref(),
             &self.d_activated,
-            None,
+            d_x.is_some().then_some(&self.d_x),
         )?;
+        if let Some(d_x) = d_x {
+            self.d_x.download_to(cuda, d_x)?;
+        }
         Ok(())
     }
 }

@@ -33,7 +33,7 @@ pub struct Rules {
 pub struct MicroBatch<'a> {
     /// The prompts.
     pub batch: &'a PackedBatch,
-    /// Collaborative vectors, `[2 · prompts, dim]`; empty where no prompt has slots.
+    /// Collaborative vectors, `[2 · prompts, dim]`; empty where no prompt has slots. Spliced as they are where there is no mapping.
     pub x: &'a [f32],
     /// 0 or 1 for each prompt.
     pub labels: &'a [f32],
@@ -103,24 +103,28 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
-    /// Vectors for a batch: mapped, or none.
+    /// Vectors for a batch: mapped, or as they are.
     fn vectors<'v>(mapping: &'v mut Option<DeviceMapping>, x: &'v [f32]) -> Vectors<'v> {
         match mapping {
             Some(mapping) if !x.is_empty() => Vectors::Mapped(mapping, x),
-            _ => Vectors::Ready(&[]),
+            _ => Vectors::Ready(x),
         }
     }
 
-    /// Adds the gradients of some of the step's prompts. Returns before the card is done.
-    pub fn micro_batch(&mut self, part: MicroBatch) -> Result<(), Error> {
+    /// Adds the gradients of some of the step's prompts. Returns before the card is done, unless `d_x` is wanted: the gradients of
+    /// [`MicroBatch::x`], set.
+    pub fn micro_batch(&mut self, part: MicroBatch, d_x: Option<&mut [f32]>) -> Result<(), Error> {
         let MicroBatch { batch, x, labels, weight, dropout } = part;
         let (model, w, rules) = (self.model, &mut self.workspace, &self.rules);
         w.begin(model, LoraFrom::Resident, dropout, batch, Self::vectors(&mut self.mapping, x), true)?;
-        let d_vectors = rules.cie && w.n_vectors > 0;
+        let d_vectors = (rules.cie || d_x.is_some()) && w.n_vectors > 0;
         model.both_ways(w, labels, weight, rules.loss, rules.lora, d_vectors, false)?;
         w.first_loss += batch.n_prompts();
-        if let (Some(mapping), true) = (&mut self.mapping, d_vectors) {
-            mapping.backward(&model.cuda, &w.d_vectors)?;
+        match (&mut self.mapping, d_x) {
+            _ if !d_vectors => {}
+            (Some(mapping), d_x) => mapping.backward(&model.cuda, &w.d_vectors, d_x)?,
+            (None, Some(d_x)) => w.d_vectors.download_to(&model.cuda, d_x)?,
+            (None, None) => {}
         }
         Ok(())
     }
