@@ -42,7 +42,12 @@ pub struct PromptBuilder<'a> {
     template: &'a Template,
     style: &'a PromptStyle,
     parts: Vec<Part>,
+    /// Answered examples before the prompt.
+    examples: Vec<u32>,
 }
+
+/// An answered prompt: liked titles, oldest first; the title to judge; whether it was liked.
+pub type Example<'t> = (Vec<&'t str>, &'t str, bool);
 
 /// A stretch of a template. Its own text may hold special tokens (`<s>`, chat marks); titles never do.
 enum Part {
@@ -62,6 +67,33 @@ enum Filled {
 impl<'a> PromptBuilder<'a> {
     /// Puts the three together.
     pub fn new(tokenizer: &'a LlmTokenizer, template: &'a Template, style: &'a PromptStyle) -> Self {
+        Self::beginning(&style.begin, tokenizer, template, style)
+    }
+
+    /// Token ids of examples in the form of the template, each with its answer and a line break, beginning as a prompt does.
+    pub fn encode_examples(&self, examples: &[Example]) -> Result<Vec<u32>, Error> {
+        let (yes, no) = self.tokenizer.answer_ids()?;
+        let following = Self::beginning("", self.tokenizer, self.template, self.style);
+        let mut ids = Vec::new();
+        for (i, (history, target, liked)) in examples.iter().enumerate() {
+            let builder = if i == 0 { self } else { &following };
+            ids.extend(builder.encode(history, target)?.0);
+            ids.push(if *liked { yes } else { no });
+            ids.extend(self.tokenizer.encode("\n")?);
+        }
+        Ok(ids)
+    }
+
+    /// Prompts that come after what [`Self::encode_examples`] gave, if that is not empty.
+    pub fn after(self, examples: &[u32]) -> Self {
+        if examples.is_empty() {
+            return self;
+        }
+        let prompts = Self::beginning("", self.tokenizer, self.template, self.style);
+        PromptBuilder { examples: examples.to_vec(), ..prompts }
+    }
+
+    fn beginning(begin: &str, tokenizer: &'a LlmTokenizer, template: &'a Template, style: &'a PromptStyle) -> Self {
         let mut parts = Vec::new();
         let fixed = |text: &str, parts: &mut Vec<Part>| {
             parts.extend(tokenizer.split_added(text).into_iter().map(|s| {
@@ -71,7 +103,7 @@ impl<'a> PromptBuilder<'a> {
                 })
             }));
         };
-        fixed(&style.begin, &mut parts);
+        fixed(begin, &mut parts);
         for piece in template.pieces() {
             match piece {
                 Piece::Text(t) if style.literal_newline => fixed(t, &mut parts),
@@ -88,12 +120,17 @@ impl<'a> PromptBuilder<'a> {
                 }
             }
         }
-        PromptBuilder { tokenizer, template, style, parts }
+        PromptBuilder { tokenizer, template, style, parts, examples: Vec::new() }
     }
 
     /// The template.
     pub fn template(&self) -> &Template {
         self.template
+    }
+
+    /// Ids before the prompt.
+    pub fn examples(&self) -> &[u32] {
+        &self.examples
     }
 
     /// The style.
@@ -157,7 +194,7 @@ impl<'a> PromptBuilder<'a> {
 
     /// Each stretch of text is tokenised on its own, as a tokenizer does around special tokens.
     fn encode_filled(&self, filled: Vec<Filled>) -> Result<(Vec<u32>, Vec<Slot>), Error> {
-        let (mut ids, mut slots) = (Vec::new(), Vec::new());
+        let (mut ids, mut slots) = (self.examples.clone(), Vec::new());
         for piece in filled {
             match piece {
                 Filled::Text(text) => ids.extend(self.tokenizer.encode(&text)?),

@@ -138,7 +138,9 @@ pub fn tokenize_split(
     let style = serde_json::to_string(builder.style()).unwrap_or_default();
     let parts =
         [&dataset.fingerprint, split.name(), builder.template().text(), &style, builder.tokenizer().fingerprint()];
-    let key: [u8; 32] = Sha256::digest(parts.join("\0")).into();
+    let mut text = parts.join("\0").into_bytes();
+    text.extend_from_slice(bytemuck::cast_slice(builder.examples()));
+    let key: [u8; 32] = Sha256::digest(text).into();
     let path: PathBuf = cache_dir.join(format!("prompts-{}-{}.bin", split.name(), &sha256(&key)[..16]));
     if path.exists()
         && let Some(set) = map(&path, &key)?

@@ -9,7 +9,7 @@ mod error;
 mod template;
 mod tokenizer;
 
-pub use builder::{PromptBuilder, PromptStyle};
+pub use builder::{Example, PromptBuilder, PromptStyle};
 pub use cache::{PromptSet, encode_rows, tokenize_split};
 pub use error::Error;
 pub use template::{Piece, Template};

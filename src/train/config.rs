@@ -72,6 +72,8 @@ pub struct PromptConfig {
     pub stage1: String,
     /// Template of stage 2.
     pub stage2: String,
+    /// Answered train rows before every prompt of method `icl`, half of them liked.
+    pub examples: usize,
     /// How places are filled.
     pub style: PromptStyle,
 }
@@ -185,7 +187,12 @@ impl Default for Config {
 
 impl Default for PromptConfig {
     fn default() -> Self {
-        PromptConfig { stage1: "tallrec_movie".into(), stage2: "collm_movie".into(), style: PromptStyle::default() }
+        PromptConfig {
+            stage1: "tallrec_movie".into(),
+            stage2: "collm_movie".into(),
+            examples: 0,
+            style: PromptStyle::default(),
+        }
     }
 }
 
@@ -338,6 +345,9 @@ impl Config {
         }
         for (key, name) in [("prompt.stage1", &self.prompt.stage1), ("prompt.stage2", &self.prompt.stage2)] {
             Template::find(name).map_err(|e| (key.to_string(), format!("is not usable: {e}")))?;
+        }
+        if self.prompt.examples > 0 && self.method != Method::Icl {
+            return fault("prompt.examples", "is set, but only method icl reads examples; set it to 0".into());
         }
         if let Some(what) = self.strategy_misfit() {
             return fault("strategy", what);

@@ -49,6 +49,8 @@ pub fn import(text: &str, name: &str, processes: u64) -> Result<Imported, Error>
     Ok(import.write(stage))
 }
 
+const PRETRAINED: &str = "model.rec_config.pretrained_path";
+
 fn error(name: &str, line: usize, what: &str) -> Error {
     Error::Config { origin: format!("{name}:{line}"), what: what.into() }
 }
@@ -227,13 +229,25 @@ impl Import<'_> {
             Some((line, true)) => {
                 self.note(line, "model.freeze_rec = True: froze the collaborative model; here it is frozen".into());
             }
-            Some((line, false)) => {
-                let what = "tuned the collaborative model in this stage (T1, T2); here it is trained before and frozen";
+            Some((line, false)) if stage == Stage::One => {
+                let what =
+                    "asked to tune a collaborative model that this template has no places for: it had no gradient";
                 self.note(line, format!("model.freeze_rec = False: {what}"));
+            }
+            Some((line, false)) => {
+                let begins =
+                    |l: &Leaf| l.key == PRETRAINED && !matches!(&l.value, Value::One(s) if s.text == "not_have");
+                let random = !self.leaves.iter().any(begins);
+                let (strategy, remark) = if random { ("t2", "from random numbers") } else { ("t1", "as pretrained") };
+                self.set("strategy", strategy, ("model.freeze_rec", line), remark);
             }
             None => {}
         }
-        if let Some((line, ckpt)) = self.text("model.ckpt")? {
+        let ckpt = self.text("model.ckpt")?;
+        if stage == Stage::Two && trains_lora && trains_cie && ckpt.is_none() {
+            self.set("strategy", "t3", ("", 0), "no key: adapter and mapping were trained together, from nothing");
+        }
+        if let Some((line, ckpt)) = ckpt {
             let what = match stage {
                 Stage::Two => "began from these weights; here stage 2 begins from stage 1 of the same --run",
                 Stage::One => "began from these weights; here stage 1 begins from a fresh adapter",
@@ -255,6 +269,13 @@ impl Import<'_> {
         let found = self.text("model.rec_model")?;
         let (line, official) = found.unwrap_or((0, "MF".into()));
         let model = official.to_lowercase();
+        // Officially the models that are none stand where a collaborative model does.
+        let method =
+            [("personlized_prompt", "ui-token"), ("soft_prompt", "prompt4nr")].into_iter().find(|m| m.0 == model);
+        if let Some((_, method)) = method {
+            self.set("method", method, ("model.rec_model", line), "");
+            return Ok(());
+        }
         if !CollabConfig::models().contains(&model.as_str()) {
             let what = "is not a collaborative model of this program; collab.model keeps its default";
             self.note(line, format!("model.rec_model = {official}: {what}"));
@@ -266,10 +287,11 @@ impl Import<'_> {
         for (key, ours, is_count) in sizes {
             self.number(&format!("model.rec_config.{key}"), format!("collab.{ours}"), *is_count, "")?;
         }
-        const PRETRAINED: &str = "model.rec_config.pretrained_path";
         match self.text(PRETRAINED)? {
             Some((line, path)) if path == "not_have" => {
-                let what = "began from random tables; here the collaborative model is trained first";
+                let tuned = self.settings.iter().any(|s| s.key == "strategy");
+                let here = if tuned { "so does strategy t2" } else { "here the collaborative model is trained first" };
+                let what = format!("began from random tables; {here}");
                 self.note(line, format!("{PRETRAINED} = not_have: {what}"));
             }
             Some((line, path)) if path.chars().all(|c| c == 'x') => {

@@ -23,7 +23,7 @@ use crate::llm::model::{Model, Workspace};
 use crate::llm::peft::LoraTensors;
 use crate::llm::weights::ModelWeights;
 use crate::progress::Progress;
-use crate::prompt::{LlmTokenizer, PromptBuilder, PromptSet, Template, tokenize_split};
+use crate::prompt::{Example, LlmTokenizer, PromptBuilder, PromptSet, Template, tokenize_split};
 
 /// Parts of an experiment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct Pipeline {
     model: Model,
     tokenizer: LlmTokenizer,
     templates: [Template; 2],
+    /// Answered examples before every prompt of stage 1's form.
+    examples: Vec<u32>,
     cache: PathBuf,
     progress: Progress,
 }
@@ -94,7 +96,10 @@ impl Pipeline {
         }
         let templates = [Template::find(&config.prompt.stage1)?, Template::find(&config.prompt.stage2)?];
         let model = Model::on(device, weights, yes, no, longest)?;
-        Ok(Pipeline { config, data, device, model, tokenizer, templates, cache: cache.to_path_buf(), progress })
+        let cache = cache.to_path_buf();
+        let examples = PromptBuilder::new(&tokenizer, &templates[0], &config.prompt.style)
+            .encode_examples(&examples(&data, config.prompt.examples, config.seed))?;
+        Ok(Pipeline { config, data, device, model, tokenizer, templates, examples, cache, progress })
     }
 
     /// The configuration.
@@ -115,7 +120,7 @@ impl Pipeline {
     /// A prompt builder with the template of a stage.
     pub fn builder(&self, part: Part) -> PromptBuilder<'_> {
         let template = &self.templates[usize::from(part == Part::Stage2)];
-        PromptBuilder::new(&self.tokenizer, template, &self.config.prompt.style)
+        PromptBuilder::new(&self.tokenizer, template, &self.config.prompt.style).after(&self.examples)
     }
 
     /// The prompts of a split.
@@ -340,6 +345,21 @@ impl Pipeline {
         };
         scored.into_iter().map(judged).collect()
     }
+}
+
+/// Train rows, drawn by `seed`, every other one liked, as far as there are such.
+fn examples(data: &Dataset, n: usize, seed: u64) -> Vec<Example<'_>> {
+    let train = &data.train;
+    let order = if n > 0 { limited_rows(train.len(), 0, seed) } else { Vec::new() };
+    let of = |label: u8, n: usize| order.iter().copied().filter(move |&row| train.label[row] == label).take(n);
+    let (liked, not): (Vec<usize>, Vec<usize>) = (of(1, n.div_ceil(2)).collect(), of(0, n / 2).collect());
+    let title = |item: u32| data.titles[item as usize].as_str();
+    let example = |&row: &usize| {
+        let history = train.history(row).iter().map(|&item| title(item)).collect();
+        (history, title(train.iid[row]), train.label[row] == 1)
+    };
+    let turns = (0..liked.len().max(not.len())).flat_map(|i| [liked.get(i), not.get(i)]);
+    turns.flatten().map(example).collect()
 }
 
 /// Two models as one: the mean of the probabilities that their scores, both logits, stand for. (The paper does not say how its

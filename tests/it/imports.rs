@@ -72,6 +72,34 @@ fn a_stage_two_file() {
     assert!(leaves > 55, "{leaves}");
 }
 
+/// What a stage-2 file trains, and from where, is its method and strategy.
+#[test]
+fn methods_and_strategies_of_files() {
+    use collm_engine::train::method::{Method, Strategy};
+    let text = std::fs::read_to_string(fixture("yaml/stage2_lightgcn.yaml")).unwrap();
+    let read = |changes: &[(&str, &str)]| {
+        let text = changes.iter().fold(text.clone(), |text, (from, to)| {
+            assert!(text.contains(from), "{from}");
+            text.replacen(from, to, 1)
+        });
+        let out = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(out.path(), import(&text, "a.yaml", 2).unwrap().toml).unwrap();
+        let c = Config::resolve(None, Some(out.path()), &[]).unwrap();
+        (c.method, c.strategy, c.stage2.train_lora)
+    };
+    let (tuned, random) = (("freeze_rec: True", "freeze_rec: False"), ("/models/lgcn_d64.pth", "not_have"));
+    let (joint, fresh) = (("freeze_lora: True", "freeze_lora: False"), ("ckpt: /runs/stage1/best.pth", "ckpt:"));
+    let soft = ("rec_model: \"lightgcn\"", "rec_model: \"soft_prompt\"");
+    assert_eq!(read(&[]), (Method::Collm, Strategy::Default, false));
+    assert_eq!(read(&[tuned]), (Method::Collm, Strategy::T1, false));
+    assert_eq!(read(&[tuned, random]), (Method::Collm, Strategy::T2, false));
+    assert_eq!(read(&[joint, fresh]), (Method::Collm, Strategy::T3, true));
+    assert_eq!(read(&[joint, fresh, soft]), (Method::Prompt4nr, Strategy::T3, true));
+    assert_eq!(read(&[joint, soft]), (Method::Prompt4nr, Strategy::Default, true));
+    let tokens = (soft.0, "rec_model: \"personlized_prompt\"");
+    assert_eq!(read(&[tokens]), (Method::UiToken, Strategy::Default, false));
+}
+
 #[test]
 fn a_stage_one_file() {
     let (toml, c) = imported("stage1_mf.yaml");

@@ -255,6 +255,19 @@ fn other_methods_train_and_are_judged() {
     assert_eq!(scored(&icl).lines().count(), scored(&tallrec).lines().count());
     assert_ne!(scored(&icl), scored(&tallrec));
 
+    // Two answered examples make it another prompt; a short template leaves room for them.
+    let short = tiny.dir.path().join("short.txt");
+    std::fs::write(&short, "<ItemTitleList> and <TargetItemTitle>?\n").unwrap();
+    let short = format!("prompt.stage1={}", path(&short));
+    let asked = ["0", "2"].map(|n| {
+        let examples = format!("prompt.examples={n}");
+        let (run, table, _) =
+            tiny.train(&format!("icl-{n}"), &["--set", "method=icl", "--set", &short, "--set", &examples]);
+        assert!(table.contains("| ICL |"), "{table}");
+        scored(&run)
+    });
+    assert_ne!(asked[0], asked[1]);
+
     let (tokens, table, told) = tiny.train("ui-token", &["--set", "method=ui-token"]);
     assert!(table.contains("| w/ UI-token |") && told.contains("user and item tokens"), "{table}{told}");
     let last = stage2(&tokens, "last");

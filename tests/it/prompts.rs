@@ -234,3 +234,26 @@ proptest! {
         prop_assert!(slots.iter().all(|s| ids[s.position as usize] == tokenizer.placeholder_id()));
     }
 }
+
+/// Examples are prompts with their answers, a line each; only the first begins as a prompt does.
+#[test]
+fn examples_come_before_the_prompt() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer(dir.path());
+    let template = Template::parse("short", "<ItemTitleList> then <TargetItemTitle>?").unwrap();
+    let style = PromptStyle::default();
+    let builder = PromptBuilder::new(&tokenizer, &template, &style);
+    let examples = builder.encode_examples(&[(vec!["A", "B"], "C", true), (vec![], "D", false)]).unwrap();
+    let (yes, no) = tokenizer.answer_ids().unwrap();
+    let text = |t: &str| tokenizer.encode(t).unwrap();
+    let want =
+        [text("<s>\"A\", \"B\" then \"C\"?"), vec![yes], text("\nunkow then \"D\"?"), vec![no], text("\n")].concat();
+    assert_eq!(examples, want);
+    let prompt = builder.after(&examples).encode(&["E"], "F").unwrap();
+    assert_eq!(prompt.0, [want, text("\"E\" then \"F\"?")].concat());
+    let short = PromptStyle { max_tokens: 30, ..PromptStyle::default() };
+    let e = PromptBuilder::new(&tokenizer, &template, &short).after(&examples).encode(&["E"], "F").unwrap_err();
+    assert!(e.to_string().contains("30"), "examples count: {e}");
+    let none = PromptBuilder::new(&tokenizer, &template, &style).after(&[]).encode(&["E"], "F").unwrap();
+    assert_eq!(none.0, text("<s>\"E\" then \"F\"?"));
+}
