@@ -102,7 +102,8 @@ functions! {
         *const Algorithm, u64, usize, sys::CUstream) -> Status;
 }
 
-fn check(status: Status, what: &str) -> Result<()> {
+/// What a status says.
+fn answer(status: Status) -> std::result::Result<(), String> {
     let name = match status {
         SUCCESS => return Ok(()),
         1 => "not initialized: it may be newer than the driver",
@@ -115,7 +116,11 @@ fn check(status: Status, what: &str) -> Result<()> {
         NOT_SUPPORTED => "not supported",
         _ => "unknown status",
     };
-    Err(Error::CublasLt { what: format!("{what}: {name} ({status})") })
+    Err(format!("{name} ({status})"))
+}
+
+fn check(status: Status, what: &str) -> Result<()> {
+    answer(status).map_err(|why| Error::CublasLt { what: format!("{what}: {why}") })
 }
 
 /// The open library. Everything made by it keeps it loaded.
@@ -144,7 +149,8 @@ impl Loaded {
         };
         let mut handle = std::ptr::null_mut();
         // SAFETY: a place for the handle.
-        check(unsafe { (functions.create)(&mut handle) }, "making a handle").map_err(|e| format!("{name}: {e}"))?;
+        let made = unsafe { (functions.create)(&mut handle) };
+        answer(made).map_err(|why| format!("{name}: making a handle: {why}"))?;
         Ok(Loaded { handle, functions, _library: ManuallyDrop::new(library) })
     }
 }
