@@ -166,7 +166,7 @@ fn pass(shape: &Shape, task: &str) -> Result<()> {
     }
     let config = shape.config(BLOCKS)?;
     let weights = ModelWeights::random(&config, 1);
-    let model = Model::on(Device::Cuda { ordinal: 0, precision: Precision::Bf16 }, weights, 7, 9, 512)?;
+    let model = Model::on(Device::cuda(0, Precision::Bf16), weights, 7, 9, 512)?;
     let mut lora = LoraTensors::init(&config, &[Target::Q, Target::V], RANK, 16.0, 0.05, 1);
     lora.tensors.values_mut().for_each(|p| p.b.iter_mut().enumerate().for_each(|(i, b)| *b = 1e-3 * (i % 7) as f32));
     let ids: Vec<u32> = (0..PROMPT as u32).map(|t| 10 + t * 37 % 1000).collect();

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 fn on_card(precision: Precision) -> Model {
     load_emulator();
-    Model::on(Device::Cuda { ordinal: 0, precision }, weights(16), 7, 9, 64).unwrap()
+    Model::on(Device::cuda(0, precision), weights(16), 7, 9, 64).unwrap()
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod cli;
 mod common;
+mod cublaslt;
 mod cuda;
 mod cuda_collab;
 mod cuda_model;

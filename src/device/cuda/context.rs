@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarc::driver::{CudaContext, result, sys};
 
 use super::error::{Attempt, Error, Result};
+use super::gemm_choice::GemmChoice;
 use super::staging::Staging;
 
 /// One image of kernels a `.cu` file and precision (`gemm_bf16`): a fatbin, or PTX text that ends in NUL.
@@ -84,6 +85,7 @@ pub struct Cuda {
     context: Arc<CudaContext>,
     stream: sys::CUstream,
     precision: Precision,
+    gemm: GemmChoice,
     modules: Mutex<BTreeMap<&'static str, usize>>,
     description: Description,
     pub(super) allocated: Arc<AtomicUsize>,
@@ -139,11 +141,23 @@ impl Cuda {
             context,
             stream,
             precision,
+            gemm: GemmChoice::Ours,
             modules: Mutex::default(),
             description,
             allocated: Arc::default(),
             staging: Mutex::default(),
         })
+    }
+
+    /// Leaves products to whom it says, from the next [`super::gemm::Gemm::new`] on. At first they are ours.
+    pub fn with_gemm(mut self, gemm: GemmChoice) -> Self {
+        self.gemm = gemm;
+        self
+    }
+
+    /// Who computes products.
+    pub fn gemm(&self) -> GemmChoice {
+        self.gemm
     }
 
     /// Type of the elements.

@@ -2,10 +2,12 @@
 //!
 //! Tile shapes are chosen by `Gemm::tile`: the largest that still gives every multiprocessor a block. On compute capability
 //! 9.0 the largest are those of `kernels/gemm_sm90.cu` (wgmma, tensor maps), which `gemm_sm90.rs` starts; dropout masks are
-//! left to the portable kernels: in the forward for the adapters' columns, in the backward for the whole product.
+//! left to the portable kernels: in the forward for the adapters' columns, in the backward for the whole product. A product may
+//! also go to cuBLASLt, if that is there and faster (`gemm_choice.rs`).
 
 use super::context::{Cuda, Precision};
 use super::error::{Result, require};
+use super::gemm_choice::{Choices, GemmChoice, Product};
 use super::gemm_sm90;
 use super::launch::{Kernel, arguments};
 use super::memory::Rows;
@@ -35,6 +37,13 @@ pub struct Masks<'a> {
     pub width: usize,
     /// `1 / (1 − p)`.
     pub scale: f32,
+}
+
+impl Masks<'_> {
+    /// The adapters, counted from the end of the `first` columns or steps that come before them.
+    pub(super) fn without(&self, first: usize) -> Vec<Masked> {
+        self.adapters.iter().map(|m| Masked { first: m.first - first, ..*m }).collect()
+    }
 }
 
 /// What happens to a product before it is stored.
@@ -166,6 +175,9 @@ pub struct Gemm {
     /// Blocks of the kernels whose blocks stay and walk the tiles (`gemm_sm90.cu`): one a multiprocessor. With fewer, each block
     /// walks several tiles even of a small product.
     pub resident: usize,
+    /// Who computes products, where cuBLASLt is there.
+    pub choice: GemmChoice,
+    choices: Option<Choices>,
 }
 
 impl Gemm {
@@ -202,7 +214,19 @@ impl Gemm {
             )?,
             force: None,
             resident: cuda.description().sm_count,
+            choice: cuda.gemm(),
+            choices: Choices::open(cuda)?,
         })
+    }
+
+    /// cuBLASLt is there to be chosen.
+    pub fn has_cublaslt(&self) -> bool {
+        self.choices.is_some()
+    }
+
+    /// Bytes of cuBLASLt's workspace.
+    pub fn workspace(&self) -> usize {
+        self.choices.as_ref().map_or(0, Choices::workspace)
     }
 
     /// Tile shapes of the longest list.
@@ -211,6 +235,7 @@ impl Gemm {
     }
 
     /// `C = epilogue(A · B)`. `a: [m, k]`; `b: [n, k]` or `[k, n]`; m any, n and k multiples of 8, rows at 16-byte boundaries.
+    /// C may be written even where SwiGLU need not keep it.
     pub fn run(
         &self,
         cuda: &Cuda,
@@ -220,7 +245,17 @@ impl Gemm {
         c: Rows,
         epilogue: Epilogue,
     ) -> Result<()> {
-        let stack = b.into();
+        let choices = self.choices.as_ref().filter(|_| self.choice != GemmChoice::Ours && self.force.is_none());
+        self.dispatch(cuda, &Product { a, stack: b.into(), way, c, epilogue }, choices)
+    }
+
+    /// With these kernels, whatever was chosen.
+    pub(super) fn ours(&self, cuda: &Cuda, product: &Product) -> Result<()> {
+        self.dispatch(cuda, product, None)
+    }
+
+    fn dispatch(&self, cuda: &Cuda, product: &Product, choices: Option<&Choices>) -> Result<()> {
+        let &Product { a, stack, way, c, epilogue } = product;
         let (b, tail) = (stack.weight, stack.adapters.unwrap_or(stack.weight));
         let (m, k) = (a.rows, a.columns);
         let (n, b_k) = if way == Weight::Transposed { (stack.rows(), b.columns) } else { (b.columns, stack.rows()) };
@@ -292,6 +327,11 @@ impl Gemm {
             }
         };
         refuse(c.rows >= m && c.columns >= c_columns, "C is too small")?;
+        if let Some(choices) = choices
+            && choices.run(cuda, self, product)?
+        {
+            return Ok(());
+        }
         // The kernels of sm_90a know no masks, and W and the adapters must part at a boundary of 8.
         let masked = masks.is_some_and(|masks| !masks.adapters.is_empty());
         let parts =
@@ -306,11 +346,12 @@ impl Gemm {
         {
             // W's columns and the adapters' apart: only these, few, are left to the portable kernels.
             let unmasked = Epilogue::Plain { bias, addend, masks: None };
-            self.run(cuda, a, b, way, c.columns(0, b.rows), unmasked)?;
-            let adapters: Vec<_> = masks.adapters.iter().map(|m| Masked { first: m.first - b.rows, ..*m }).collect();
-            let masks = Some(Masks { adapters: &adapters, ..masks });
-            let epilogue = Epilogue::Plain { bias: 0, addend: None, masks };
-            return self.run(cuda, a, tail, way, c.columns(b.rows, tail.rows), epilogue);
+            self.ours(cuda, &Product { a, stack: b.into(), way, c: c.columns(0, b.rows), epilogue: unmasked })?;
+            let adapters = masks.without(b.rows);
+            let epilogue =
+                Epilogue::Plain { bias: 0, addend: None, masks: Some(Masks { adapters: &adapters, ..masks }) };
+            let c = c.columns(b.rows, tail.rows);
+            return self.ours(cuda, &Product { a, stack: tail.into(), way, c, epilogue });
         }
         let tile = self.tile(cuda, tiles, sm90, m, n);
         if tile.sm90 {

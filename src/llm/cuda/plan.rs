@@ -121,6 +121,8 @@ pub struct Plan {
     pub activations: usize,
     /// Gradients and scratch of backward.
     pub gradients: usize,
+    /// cuBLASLt's workspace, already on the card; 0 without it.
+    pub cublaslt: usize,
     /// Free on the card, now that the weights are there.
     pub free: usize,
 }
@@ -156,7 +158,8 @@ impl Plan {
             let padded = l.rank.next_multiple_of(8) as f64 / l.rank as f64;
             l.n_params() * 8 + (l.n_params() as f64 * padded) as usize * size * 2
         });
-        Plan { recompute, weights, adapter, state: demand.state, activations, gradients, free }
+        let cublaslt = model.ops.gemm.workspace();
+        Plan { recompute, weights, adapter, state: demand.state, activations, gradients, cublaslt, free }
     }
 }
 
@@ -165,13 +168,14 @@ impl std::fmt::Display for Plan {
         let gib = |bytes: usize| bytes as f64 / f64::from(1u32 << 30);
         write!(
             f,
-            "device memory: weights {:.2} GiB, adapter {:.2}, training state {:.2}, activations {:.2}{}, gradients {:.2}; {:.2} GiB to allocate, {:.2} free",
+            "device memory: weights {:.2} GiB, adapter {:.2}, training state {:.2}, activations {:.2}{}, gradients {:.2}{}; {:.2} GiB to allocate, {:.2} free",
             gib(self.weights),
             gib(self.adapter),
             gib(self.state),
             gib(self.activations),
             if self.recompute == Recompute::Blocks { " (blocks recomputed)" } else { "" },
             gib(self.gradients),
+            if self.cublaslt > 0 { format!(", cuBLASLt {:.2}", gib(self.cublaslt)) } else { String::new() },
             gib(self.needed()),
             gib(self.free)
         )
