@@ -74,14 +74,14 @@ extern "C" __global__ void __launch_bounds__(256, 3)
 }
 
 // Gradients: G[r, c] = Σ_t U[t, r] · drop(X)[t, c] over the rows t, for d_A (U = d_u, X = the input, dropped) and d_B (U = u,
-// X = d_y, stored transposed and scaled). Each block sums `rows_per_split` rows of one span of 64 columns into `partials`
-// [splits, 64-column spans, RANK, 64]; lora_grad_sum adds the splits in their order.
+// X = d_y, stored transposed and scaled). Each block sums `rows_per_split` rows of one span of COLUMNS columns into
+// `partials` [splits, spans, RANK, COLUMNS]; lora_grad_sum adds the splits in their order.
 //
 // U: [n, ldu], rank columns of which are used (a multiple of 8, at most 64); X: [n, ldx], columns a multiple of 8. The mask is
-// mask.cu's; what it keeps is scaled by lora_grad_sum. Grid: column spans × splits; block: 128 threads, each warp 16 columns.
+// mask.cu's; what it keeps is scaled by lora_grad_sum. Grid: column spans × splits; block: 128 threads, each warp a quarter of the span.
 constexpr int RANK = 64;
 constexpr int STEP = 32;
-constexpr int COLUMNS = 64;
+constexpr int COLUMNS = 128;
 
 struct Grad {
   const elem* u;
@@ -98,7 +98,8 @@ template <int MI> __device__ __forceinline__ void lora_grad(const Grad& g) {
   __shared__ __align__(128) elem x_tile[STEP * COLUMNS];
   const int c0 = blockIdx.x * COLUMNS, warp = threadIdx.x / 32, lane = threadIdx.x & 31;
   const int first = blockIdx.y * g.rows_per_split, last = min(g.n, first + g.rows_per_split);
-  float acc[MI][2][4] = {};
+  constexpr int OWN = COLUMNS / 4, NJ = OWN / 8;
+  float acc[MI][NJ][4] = {};
   for (int t0 = first; t0 < last; t0 += STEP) {
     __syncthreads();
     for (int i = threadIdx.x; i < STEP * R / VEC; i += 128) {
@@ -126,17 +127,18 @@ template <int MI> __device__ __forceinline__ void lora_grad(const Grad& g) {
     }
     __syncthreads();
 #pragma unroll
-    for (int kk = 0; kk < STEP; kk += 16) mma_step<MI, 2, Major::MN, R, Major::MN, COLUMNS>(acc, u_tile, 0, x_tile, warp * 16, kk);
+    for (int kk = 0; kk < STEP; kk += 16) mma_step<MI, NJ, Major::MN, R, Major::MN, COLUMNS>(acc, u_tile, 0, x_tile, warp * OWN, kk);
   }
   float* const out = g.partials + ((size_t)blockIdx.y * gridDim.x + blockIdx.x) * RANK * COLUMNS;
 #pragma unroll
   for (int i = 0; i < MI; i++) {
 #pragma unroll
-    for (int j = 0; j < 2; j++) {
+    for (int j = 0; j < NJ; j++) {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const int r = i * 16 + lane / 4 + h * 8, c = warp * 16 + j * 8 + (lane & 3) * 2;
-        *reinterpret_cast<float2*>(out + r * COLUMNS + c) = make_float2(acc[i][j][2 * h], acc[i][j][2 * h + 1]);
+        const int r = i * 16 + lane / 4 + h * 8, c = warp * OWN + j * 8 + (lane & 3) * 2;
+        // One store of both: as a plain assignment it is taken apart.
+        if (r < g.rank) __stcg(reinterpret_cast<float2*>(out + r * COLUMNS + c), make_float2(acc[i][j][2 * h], acc[i][j][2 * h + 1]));
       }
     }
   }

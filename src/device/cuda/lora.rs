@@ -9,7 +9,7 @@ use super::memory::{Buffer, Rows};
 /// Largest padded rank.
 pub const MAX_RANK: usize = 64;
 /// Columns a block of the gradient kernel sums.
-const COLUMNS: usize = 64;
+const COLUMNS: usize = 128;
 
 /// An adapter for the kernel that reads a product's rows: where u lies in them, and B, packed and transposed: `[rank, out]`.
 #[derive(Clone, Copy, Debug)]

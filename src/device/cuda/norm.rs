@@ -72,7 +72,8 @@ impl Norm {
         let lora = lora.unwrap_or(Adapter::NONE);
         lora.check("rms_norm", x)?;
         let (ldx, ldh) = (x.stride as i32, h.stride as i32);
-        let arguments = arguments![x.address, ldx, w, h.address, ldh, inv_rms, x.rows as i32, width as i32, eps, reuse, lora];
+        let arguments =
+            arguments![x.address, ldx, w, h.address, ldh, inv_rms, x.rows as i32, width as i32, eps, reuse, lora];
         // SAFETY: the arguments are the kernel's; shapes and alignment were checked.
         unsafe { cuda.launch(self.fwd, [x.rows.div_ceil(ROWS), 1, 1], arguments) }
     }

@@ -1,7 +1,7 @@
 //! The emulated device as a Rust API: memory, a card's limits, launches.
 
-use std::sync::{Mutex, OnceLock};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
 use crate::checks::{Finding, Kind};
