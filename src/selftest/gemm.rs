@@ -229,9 +229,7 @@ fn masked(cuda: &Cuda, gemm: &Gemm, way: Weight, m: usize, width: usize, rank: u
             let (row, column) = (i / n_out, i % n_out);
             *want = (0..width)
                 .map(|f| {
-                    // The masked input is rounded once more.
-                    let x = f64::from(round(p, (f64::from(x[row * width + f]) * scale_of(column, row, f)) as f32));
-                    x * f64::from(weight[column * width + f])
+                    f64::from(x[row * width + f]) * scale_of(column, row, f) * f64::from(weight[column * width + f])
                 })
                 .sum();
         }

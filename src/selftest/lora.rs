@@ -175,8 +175,7 @@ fn gradient_of_a(
     if masked {
         Mask::new(cuda)?.run(cuda, &dropout, 6, &d_tokens, 0, n, width, &mask)?;
         for (i, x) in dropped.iter_mut().enumerate() {
-            // The dropped input is rounded once more.
-            *x = f64::from(round(p, (*x * factor(&dropout, 6, tokens[i / width], i % width, width)) as f32));
+            *x *= factor(&dropout, 6, tokens[i / width], i % width, width);
         }
     }
     let applied = masked.then(|| InputMask { mask: mask.address(), scale: dropout.scale() });

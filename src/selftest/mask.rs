@@ -35,7 +35,7 @@ fn case(cuda: &Cuda, mask: &Mask, p: f32, rows: usize, width: usize) -> Result<O
     for row in 0..rows {
         for feature in 0..width {
             let (section, bit) = (feature / quarter, feature % quarter);
-            let word = bits[row * words + section * section_words + bit / 32];
+            let word = bits[(section * section_words + bit / 32) * rows + row];
             let kept = word >> (bit % 32) & 1 == 1;
             wrong += usize::from(kept != (factor(&dropout, module, tokens[first + row], feature, width) > 0.0));
         }

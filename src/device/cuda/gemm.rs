@@ -10,12 +10,15 @@ use super::error::{Result, require};
 use super::gemm_choice::{Choices, GemmChoice, Product};
 use super::gemm_sm90;
 use super::launch::{Kernel, arguments};
+use super::mask::MaskLayout;
 use super::memory::Rows;
 
 const BK: usize = 32;
 const STAGES: usize = 3;
 /// Most regions of a launch.
 const MAX_REGIONS: usize = 4;
+/// Columns of a tile of adapters with dropout (forward).
+const MASKED_COLUMNS: usize = 32;
 
 /// Columns (forward) or steps of K (backward) of one adapter whose input is dropped out.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +27,7 @@ pub struct Masked {
     pub first: usize,
     /// How many: the padded rank.
     pub count: usize,
-    /// Address of the mask (`mask.rs`).
+    /// Address of the mask (`mask.rs`), which has the product's rows.
     pub mask: u64,
 }
 
@@ -145,11 +148,11 @@ pub(super) struct Arguments {
     ld_addend: i32,
     ld_gate_up: i32,
     ld_act: i32,
-    mask_words: i32,
-    mask_quarter: i32,
+    mask: MaskLayout,
     mask_scale: f32,
     n_regions: i32,
     pub(super) n_tiles: i32,
+    plain_n: i32,
     k_last: i32,
     regions: [Region; MAX_REGIONS],
 }
@@ -286,13 +289,13 @@ impl Gemm {
             ld_addend: 0,
             ld_gate_up: 0,
             ld_act: 0,
-            mask_words: 0,
-            mask_quarter: 0,
+            mask: MaskLayout::new(0, m),
             mask_scale: 1.0,
             n_regions: 0,
             n_tiles: 0,
+            plain_n: n as i32,
             k_last: k as i32,
-            regions: [Region { first: 0, last: n as i32, tile: 0, mask: 0 }; MAX_REGIONS],
+            regions: [Region { first: 0, last: 0, tile: 0, mask: 0 }; MAX_REGIONS],
         };
         let (tiles, masks, c_columns) = match epilogue {
             Epilogue::Plain { bias, addend, masks } => {
@@ -357,41 +360,35 @@ impl Gemm {
         if tile.sm90 {
             return gemm_sm90::run(cuda, tile, self.resident, a, stack, way, g);
         }
-        g.n_regions = 1;
         g.n_tiles = n.div_ceil(tile.n) as i32;
         if let Some(masks) = masks {
-            let quarter = masks.width.div_ceil(4);
-            (g.mask_quarter, g.mask_words, g.mask_scale) = (quarter as i32, quarter.div_ceil(32) as i32, masks.scale);
+            (g.mask, g.mask_scale) = (MaskLayout::new(masks.width, m), masks.scale);
             self.regions(&mut g, masks.adapters, way, tile.n)?;
-        } else if way == Weight::Plain {
-            g.n_regions = 0;
         }
         let blocks = m.div_ceil(tile.m) * g.n_tiles as usize;
         // SAFETY: the struct is the kernel's; shapes, strides and alignment were checked, and `Rows` lie in live buffers.
         unsafe { cuda.launch(tile.kernel, [blocks, 1, 1], arguments![g]) }
     }
 
-    /// What is masked comes last. Forward: the plain columns and those of each adapter are regions that start tiles of their own.
+    /// What is masked comes last. Forward: the columns of each adapter are regions with tiles of their own, after the plain ones.
     /// Backward: the steps of K of each adapter are regions.
     fn regions(&self, g: &mut Arguments, adapters: &[Masked], way: Weight, tile: usize) -> Result<()> {
         let end = if way == Weight::Transposed { g.n } else { g.k } as usize;
         let plain = adapters.first().map_or(end, |a| a.first);
         let ends = adapters.iter().map(|a| a.first + a.count);
-        let fits = adapters.len() < MAX_REGIONS && ends.eq(adapters.iter().skip(1).map(|a| a.first).chain([end]));
-        require(fits, "gemm", || format!("adapters {adapters:?} are not the last of {end} columns"))?;
-        let masked = adapters.iter().map(|a| (a.first, a.first + a.count, a.mask));
-        let spans: Vec<_> = match way {
-            Weight::Transposed => [(0, plain, 0)].into_iter().chain(masked).collect(),
-            Weight::Plain => masked.collect(),
-        };
-        let mut first_tile = 0;
-        for (region, &(first, last, mask)) in g.regions.iter_mut().zip(&spans) {
-            *region = Region { first: first as i32, last: last as i32, tile: first_tile as i32, mask };
-            first_tile += (last - first).div_ceil(tile);
+        let fits = adapters.len() <= MAX_REGIONS && ends.eq(adapters.iter().skip(1).map(|a| a.first).chain([end]));
+        require(fits || adapters.is_empty(), "gemm", || {
+            format!("adapters {adapters:?} are not the last of {end} columns")
+        })?;
+        let mut first_tile = plain.div_ceil(tile);
+        for (region, a) in g.regions.iter_mut().zip(adapters) {
+            let (first, last) = (a.first as i32, (a.first + a.count) as i32);
+            *region = Region { first, last, tile: first_tile as i32, mask: a.mask };
+            first_tile += a.count.div_ceil(MASKED_COLUMNS);
         }
-        g.n_regions = spans.len() as i32;
+        g.n_regions = adapters.len() as i32;
         match way {
-            Weight::Transposed => g.n_tiles = first_tile as i32,
+            Weight::Transposed => (g.n_tiles, g.plain_n) = (first_tile as i32, plain as i32),
             Weight::Plain => g.k_last = plain as i32,
         }
         Ok(())

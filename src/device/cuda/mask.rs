@@ -6,6 +6,10 @@ use super::launch::{Kernel, arguments};
 use super::memory::Buffer;
 use crate::device::ops::Dropout;
 
+/// Rows and words that a block makes.
+const ROWS: usize = 32;
+const WORDS: usize = 2;
+
 /// Handle of the kernel.
 #[derive(Debug)]
 pub struct Mask {
@@ -20,6 +24,24 @@ struct Numbers {
     threshold: u32,
 }
 
+/// `MaskLayout` of `kernels/include/mask.cuh`: word `i / 32` of a quarter, bit `i % 32`, is feature `i` of it; words of neighbouring
+/// rows are neighbours.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct MaskLayout {
+    words: i32,
+    quarter: i32,
+    rows: i32,
+}
+
+impl MaskLayout {
+    /// Of a mask of `rows` rows of `width` features.
+    pub fn new(width: usize, rows: usize) -> Self {
+        let quarter = width.div_ceil(4);
+        MaskLayout { words: quarter.div_ceil(32) as i32, quarter: quarter as i32, rows: rows as i32 }
+    }
+}
+
 /// 32-bit words of a mask row for `width` features.
 pub fn mask_words(width: usize) -> usize {
     4 * width.div_ceil(4).div_ceil(32)
@@ -31,7 +53,7 @@ impl Mask {
         Ok(Mask { kernel: cuda.kernel("mask", "dropout_mask", 256, 0)? })
     }
 
-    /// The mask of LoRA module `module` for `rows` rows: `tokens: [rows]`, `out: [rows, mask_words(width)]`.
+    /// The mask of LoRA module `module` for `rows` rows: `tokens: [rows]`, `out: [mask_words(width), rows]`.
     #[allow(clippy::too_many_arguments)] // one operation, its operands
     pub fn run(
         &self,
@@ -53,6 +75,6 @@ impl Mask {
         let (tokens, out) = (tokens.at(first), out.address());
         let arguments = arguments![tokens, out, numbers, module, words as i32, rows as i32];
         // SAFETY: the arguments are the kernel's, and the buffers were checked to hold them.
-        unsafe { cuda.launch(self.kernel, [(words * rows).div_ceil(8), 1, 1], arguments) }
+        unsafe { cuda.launch(self.kernel, [rows.div_ceil(ROWS), words.div_ceil(WORDS), 1], arguments) }
     }
 }

@@ -77,6 +77,7 @@ impl Environment {
                 Some("hopper") => Accumulation::Hopper,
                 _ => Accumulation::Exact,
             },
+            l2: if is_on("CUEMU_L2") { u64::from(card.l2) } else { 0 },
             timeout: Duration::from_secs(number("CUEMU_TIMEOUT").unwrap_or(600)),
             ..Config::default()
         };
