@@ -4,6 +4,7 @@ mod cli;
 mod common;
 mod cuda;
 mod cuda_collab;
+mod cuda_graphs;
 mod cuda_model;
 mod gguf;
 mod goldens;

@@ -10,6 +10,7 @@ pub mod error;
 mod events;
 pub mod gemm;
 mod gemm_sm90;
+pub mod graph;
 pub mod head;
 pub mod launch;
 pub mod lightgcn;

@@ -176,7 +176,8 @@ fn a_capture_refuses_what_a_driver_refuses() {
             ("cuMemcpyHtoD", 900, &mut |_| sys::cuMemcpyHtoD_v2(memory, bytes.as_ptr().cast(), 64) as u32),
             ("cuEventSynchronize", 900, &mut |_| sys::cuEventSynchronize(before) as u32),
             ("cuModuleLoadData", 900, &mut |_| {
-                sys::cuModuleLoadData(&mut module, c".version 7.0\n.target sm_80\n.address_size 64\n".as_ptr().cast()) as u32
+                sys::cuModuleLoadData(&mut module, c".version 7.0\n.target sm_80\n.address_size 64\n".as_ptr().cast())
+                    as u32
             }),
             ("cuStreamWaitEvent", 905, &mut |s| sys::cuStreamWaitEvent(s, before, 0) as u32),
         ];
@@ -227,7 +228,10 @@ fn a_capture_refuses_what_a_driver_refuses() {
         let stream = capturing(0, Mode::CU_STREAM_CAPTURE_MODE_RELAXED);
         assert_eq!(sys::cuMemsetD8Async(memory, 1, 64, std::ptr::null_mut()) as u32, 906);
         assert_eq!(end_capture(stream), 901);
-        assert_eq!(sys::cuStreamBeginCapture_v2(std::ptr::null_mut(), Mode::CU_STREAM_CAPTURE_MODE_RELAXED) as u32, 900);
+        assert_eq!(
+            sys::cuStreamBeginCapture_v2(std::ptr::null_mut(), Mode::CU_STREAM_CAPTURE_MODE_RELAXED) as u32,
+            900
+        );
         assert_eq!(sys::cuMemFree_v2(memory) as u32, 0);
         for event in [before, inside] {
             assert_eq!(sys::cuEventDestroy_v2(event) as u32, 0);

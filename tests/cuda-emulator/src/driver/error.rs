@@ -59,15 +59,14 @@ pub fn describe(code: u32) -> Option<(&'static CStr, &'static CStr)> {
         801 => (c"CUDA_ERROR_NOT_SUPPORTED", c"operation not supported"),
         900 => (c"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", c"operation not permitted when stream is capturing"),
         901 => (c"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", c"operation failed due to a previous error during capture"),
-        905 => (
-            c"CUDA_ERROR_STREAM_CAPTURE_ISOLATION",
-            c"dependency created on uncaptured work in another stream",
-        ),
+        905 => (c"CUDA_ERROR_STREAM_CAPTURE_ISOLATION", c"dependency created on uncaptured work in another stream"),
         906 => (
             c"CUDA_ERROR_STREAM_CAPTURE_IMPLICIT",
             c"operation would make the legacy stream depend on a capturing blocking stream",
         ),
-        907 => (c"CUDA_ERROR_CAPTURED_EVENT", c"operation not permitted on an event last recorded in a capturing stream"),
+        907 => {
+            (c"CUDA_ERROR_CAPTURED_EVENT", c"operation not permitted on an event last recorded in a capturing stream")
+        }
         908 => (
             c"CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD",
             c"attempt to terminate a thread-local capture sequence from another thread",
