@@ -12,7 +12,7 @@ use crate::device::cpu::gemm::{Dense, FrozenMatrix, Operand, Output};
 use crate::device::cuda::attention::{Attention, Backward, Tables};
 use crate::device::cuda::gemm::{Epilogue, Gemm, Weight};
 use crate::device::cuda::lora::{Adapter, GradTarget, Lora};
-use crate::device::cuda::mask::{Mask, mask_words};
+use crate::device::cuda::mask::{Mask, Numbers, mask_words};
 use crate::device::cuda::memory::{Elements, to_elements};
 use crate::device::cuda::norm::Norm;
 use crate::device::cuda::rope::{Part, Rope};
@@ -291,8 +291,9 @@ impl CardBench<'_> {
         })?;
 
         let (dropout, mask) = (Dropout { p: 0.05, seed: 1, step: 1 }, Mask::new(cuda)?);
+        let numbers = Numbers::upload(cuda, &dropout)?;
         let bits = Buffer::new(cuda, n * mask_words(hidden), "a benchmark")?;
-        self.bytes("dropout mask", 0, n * hidden / 8, || mask.run(cuda, &dropout, 0, &positions, 0, n, hidden, &bits))?;
+        self.bytes("dropout mask", 0, n * hidden / 8, || mask.run(cuda, &numbers, 0, &positions, 0, n, hidden, &bits))?;
         let order: Vec<i32> = (0..n as i32).rev().collect();
         let (order, moves) = (Buffer::from_host(cuda, &order, "a benchmark")?, RowMoves::new(cuda)?);
         self.bytes("gather rows", 2 * values, 0, || moves.gather(cuda, &order, x, h))
@@ -313,7 +314,7 @@ pub fn cuda(cuda: &Cuda) -> Result<Bench> {
     // Far larger than any cache, unless it is emulated.
     let bytes = if emulated { 1 << 20 } else { (cuda.memory()?.0 / 8).min(1 << 30) };
     let (from, mut to) = (Buffer::zeros(cuda, bytes, "a benchmark")?, Buffer::<u8>::new(cuda, bytes, "a benchmark")?);
-    let seconds = bench.time(|| to.copy_from(cuda, &from, bytes))?;
+    let seconds = bench.time(|| to.copy_from(cuda, 0, &from, bytes))?;
     let shape = format!("{}: {}", cuda.description().name, layer.describe());
     Ok(Bench { shape, emulated, rows: bench.rows, copy_bytes_per_s: 2.0 * bytes as f64 / seconds })
 }

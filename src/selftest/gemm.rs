@@ -2,7 +2,7 @@
 
 use super::{Guarded, Outcome, epsilon, limit, random, relative_error, round};
 use crate::device::cuda::gemm::{Epilogue, Gemm, Masked, Masks, Stack, Weight};
-use crate::device::cuda::mask::{Mask, mask_words};
+use crate::device::cuda::mask::{Mask, Numbers, mask_words};
 use crate::device::cuda::memory::to_elements;
 use crate::device::cuda::{Buffer, Cuda, GemmChoice, Result};
 use crate::device::ops::Dropout;
@@ -197,12 +197,12 @@ fn masked(cuda: &Cuda, gemm: &Gemm, way: Weight, m: usize, width: usize, rank: u
     let n_out = plain + 2 * rank;
     let tokens: Vec<u32> = (0..m as u32).map(|t| 3 * t + 1).collect();
     let d_tokens = Buffer::from_host(cuda, &tokens, "tokens")?;
-    let mask = Mask::new(cuda)?;
+    let (mask, numbers) = (Mask::new(cuda)?, Numbers::upload(cuda, &dropout)?);
     let masks: [Buffer<u32>; 2] =
         [Buffer::new(cuda, m * mask_words(width), "mask")?, Buffer::new(cuda, m * mask_words(width), "mask")?];
     let modules = [4, 9];
     for (out, module) in masks.iter().zip(modules) {
-        mask.run(cuda, &dropout, module, &d_tokens, 0, m, width, out)?;
+        mask.run(cuda, &numbers, module, &d_tokens, 0, m, width, out)?;
     }
     let adapters = [
         Masked { first: plain, count: rank, mask: masks[0].address() },

@@ -4,6 +4,7 @@ pub mod config;
 mod error;
 pub mod import;
 mod layers;
+pub mod memory;
 mod official_keys;
 pub mod pipeline;
 pub mod ranking;

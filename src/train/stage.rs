@@ -96,13 +96,24 @@ impl Stage<'_> {
         self.experiment.lora.dropout > 0.0 && (self.config.train_lora || self.config.frozen_lora_dropout)
     }
 
-    /// The largest micro-batch.
+    /// Where gradients begin: anything trained in the blocks, and dropout that must be drawn again, reach all tokens.
+    fn gradient_from(&self) -> GradientFrom {
+        if self.config.train_lora || self.drops() { GradientFrom::Start } else { GradientFrom::FirstSlot }
+    }
+
+    /// The largest micro-batch, and the largest batch of an evaluation.
     fn demand(&self) -> Demand<'static> {
-        let lengths = || (0..self.train.len()).map(|i| self.train.tokens(i));
-        let shortest = lengths().min().unwrap_or(1).max(1);
-        let tokens = self.config.micro_batch_tokens.max(lengths().max().unwrap_or(0));
-        let prompts = tokens.div_ceil(shortest);
-        Demand { lora: None, tokens, prompts, train: true, dropout: self.drops(), state: 0 }
+        let largest = |set: &PromptSet, most: usize| {
+            let lengths = || (0..set.len()).map(|i| set.tokens(i));
+            let tokens = most.max(lengths().max().unwrap_or(0));
+            (tokens, tokens.div_ceil(lengths().min().unwrap_or(1).max(1)))
+        };
+        let (tokens, prompts) = largest(self.train, self.config.micro_batch_tokens);
+        let (score_tokens, _) = largest(self.valid, self.experiment.eval.batch_tokens);
+        // Prompts that share a prefix cost no more than their own tokens.
+        let score_prompts = score_tokens.div_ceil(8);
+        let frozen = self.gradient_from() == GradientFrom::FirstSlot;
+        Demand { tokens, prompts, frozen, dropout: self.drops(), score_tokens, score_prompts, ..Demand::default() }
     }
 
     /// Trains from `start` (or from the last checkpoint in `run`), and returns the tensors of the best evaluation.
@@ -297,7 +308,7 @@ impl<'a> Trainer<'a> {
         let rows: Vec<usize> = (0..config.accumulation).flat_map(|_| self.next_rows()).collect();
         let dropout = self.dropout();
         self.learned.begin_step(rows.len())?;
-        let from = if config.train_lora || dropout.is_some() { GradientFrom::Start } else { GradientFrom::FirstSlot };
+        let from = stage.gradient_from();
         let lengths: Vec<usize> = rows.iter().map(|&r| stage.train.tokens(r)).collect();
         for run in micro_batches(&lengths, config.micro_batch_tokens) {
             let first = run.start;

@@ -5,6 +5,7 @@ mod common;
 mod cublaslt;
 mod cuda;
 mod cuda_collab;
+mod cuda_graphs;
 mod cuda_model;
 mod gguf;
 mod goldens;

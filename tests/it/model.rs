@@ -11,7 +11,7 @@ use collm_engine::llm::weights::ModelWeights;
 use collm_engine::prompt::{PromptRef, Slot, SlotKind};
 use collm_engine::rng::Rng;
 
-const HIDDEN: usize = 40;
+pub const HIDDEN: usize = 40;
 
 fn model() -> Model {
     Model::new(weights(10), 7, 9, 64)

@@ -89,6 +89,8 @@ pub struct Cuda {
     modules: Mutex<BTreeMap<&'static str, usize>>,
     description: Description,
     pub(super) allocated: Arc<AtomicUsize>,
+    pub(super) allocations: AtomicUsize,
+    graphs: bool,
     /// Made by the first upload.
     staging: Mutex<Option<Staging>>,
 }
@@ -145,6 +147,8 @@ impl Cuda {
             modules: Mutex::default(),
             description,
             allocated: Arc::default(),
+            allocations: AtomicUsize::new(0),
+            graphs: std::env::var_os("COLLM_GRAPHS").is_none_or(|v| v != "off"),
             staging: Mutex::default(),
         })
     }
@@ -178,6 +182,21 @@ impl Cuda {
     /// Bytes of the buffers that live.
     pub fn allocated(&self) -> usize {
         self.allocated.load(Ordering::Relaxed)
+    }
+
+    /// Buffers that were ever made: as long as this stays, none has moved.
+    pub fn allocations(&self) -> usize {
+        self.allocations.load(Ordering::Relaxed)
+    }
+
+    /// Whether passes that come again are run as graphs: unless `COLLM_GRAPHS=off` when the card was opened.
+    pub fn uses_graphs(&self) -> bool {
+        self.graphs
+    }
+
+    /// Switches graphs on or off.
+    pub fn use_graphs(&mut self, graphs: bool) {
+        self.graphs = graphs;
     }
 
     /// Free and total memory of the card, bytes.

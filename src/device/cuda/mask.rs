@@ -16,9 +16,10 @@ pub struct Mask {
     kernel: Kernel,
 }
 
+/// What the kernel is told of a [`Dropout`]; it reads it from memory.
 #[repr(C)]
-#[derive(Clone, Copy)]
-struct Numbers {
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Numbers {
     key: [u32; 2],
     step: u32,
     threshold: u32,
@@ -42,6 +43,18 @@ impl MaskLayout {
     }
 }
 
+impl Numbers {
+    /// Of one step.
+    pub fn of(dropout: &Dropout) -> Self {
+        Numbers { key: dropout.key(), step: dropout.step as u32, threshold: dropout.threshold() }
+    }
+
+    /// On the card.
+    pub fn upload(cuda: &Cuda, dropout: &Dropout) -> Result<Buffer<Numbers>> {
+        Buffer::from_host(cuda, &[Numbers::of(dropout)], "dropout's numbers")
+    }
+}
+
 /// 32-bit words of a mask row for `width` features.
 pub fn mask_words(width: usize) -> usize {
     4 * width.div_ceil(4).div_ceil(32)
@@ -53,12 +66,12 @@ impl Mask {
         Ok(Mask { kernel: cuda.kernel("mask", "dropout_mask", 256, 0)? })
     }
 
-    /// The mask of LoRA module `module` for `rows` rows: `tokens: [rows]`, `out: [mask_words(width), rows]`.
+    /// The mask of LoRA module `module` for `rows` rows: `dropout: [1]`, `tokens: [rows]`, `out: [mask_words(width), rows]`.
     #[allow(clippy::too_many_arguments)] // one operation, its operands
     pub fn run(
         &self,
         cuda: &Cuda,
-        dropout: &Dropout,
+        dropout: &Buffer<Numbers>,
         module: u32,
         tokens: &Buffer<u32>,
         first: usize,
@@ -67,12 +80,14 @@ impl Mask {
         out: &Buffer<u32>,
     ) -> Result<()> {
         let words = mask_words(width) / 4;
-        let fits = first + rows <= tokens.len() && rows * 4 * words <= out.len() && rows * words < 1 << 30;
+        let fits = dropout.len() == 1
+            && first + rows <= tokens.len()
+            && rows * 4 * words <= out.len()
+            && rows * words < 1 << 30;
         require(fits, "dropout_mask", || {
             format!("{rows} rows from {first} of {} into {} words", tokens.len(), out.len())
         })?;
-        let numbers = Numbers { key: dropout.key(), step: dropout.step as u32, threshold: dropout.threshold() };
-        let (tokens, out) = (tokens.at(first), out.address());
+        let (tokens, numbers, out) = (tokens.at(first), dropout.address(), out.address());
         let arguments = arguments![tokens, out, numbers, module, words as i32, rows as i32];
         // SAFETY: the arguments are the kernel's, and the buffers were checked to hold them.
         unsafe { cuda.launch(self.kernel, [rows.div_ceil(ROWS), words.div_ceil(WORDS), 1], arguments) }

@@ -12,6 +12,7 @@ mod events;
 pub mod gemm;
 mod gemm_choice;
 mod gemm_sm90;
+pub mod graph;
 pub mod head;
 pub mod launch;
 pub mod lightgcn;

@@ -5,7 +5,7 @@ use crate::device::cuda::mapping::{Mapped, Mapping as Kernels, Widths};
 use crate::device::cuda::{Buffer, Cuda};
 use crate::llm::Error;
 
-use super::workspace::{grow, put};
+use super::workspace::grow;
 
 /// Float32 parameters and gradients of a [`Mapping`], in its order.
 #[derive(Debug)]
@@ -54,19 +54,37 @@ impl DeviceMapping {
         x.len() / self.widths.dim
     }
 
-    /// Maps `x: [n, dim]` into `output: [n, out]`.
-    pub fn forward(&mut self, cuda: &Cuda, x: &[f32], output: &Buffer<f32>) -> Result<(), Error> {
-        self.n = self.count(x);
-        put(cuda, &mut self.x, x, "collaborative vectors")?;
-        grow(cuda, &mut self.activated, self.n * self.widths.mid, "CIE activations")?;
+    /// Makes room for `n` vectors.
+    pub fn reserve(&mut self, cuda: &Cuda, n: usize) -> Result<(), Error> {
+        grow(cuda, &mut self.x, n * self.widths.dim, "collaborative vectors")?;
+        grow(cuda, &mut self.activated, n * self.widths.mid, "CIE activations")?;
+        grow(cuda, &mut self.d_activated, n * self.widths.mid, "CIE activations")
+    }
+
+    /// Bytes on a card of `sms` multiprocessors, for `n` vectors: parameters, gradients, activations.
+    pub fn bytes(mapping: &Mapping, n: usize, sms: usize) -> usize {
+        let parameters: usize = mapping.tensors.iter().map(Vec::len).sum();
+        (2 * parameters + n * (mapping.dim + 2 * mapping.mid) + Kernels::scratch(sms)) * size_of::<f32>()
+    }
+
+    /// Takes `x: [m, dim]`, and zeros up to `n` vectors.
+    pub fn load(&mut self, cuda: &Cuda, x: &[f32], n: usize) -> Result<(), Error> {
+        self.n = n;
+        self.reserve(cuda, n)?;
+        let mut x = x.to_vec();
+        x.resize(n * self.widths.dim, 0.0);
+        Ok(self.x.upload(cuda, &x)?)
+    }
+
+    /// Maps what was loaded into `output: [n, out]`.
+    pub fn forward(&self, cuda: &Cuda, output: &Buffer<f32>) -> Result<(), Error> {
         let output = Mapped { floats: Some(output), elements: None };
         let parameters = self.parameters.each_ref();
         Ok(self.kernels.forward(cuda, self.widths, parameters, self.n, &self.x, &self.activated, output)?)
     }
 
     /// Adds the gradients of the last [`Self::forward`], whose output's are `d_output: [n, out]`.
-    pub fn backward(&mut self, cuda: &Cuda, d_output: &Buffer<f32>) -> Result<(), Error> {
-        grow(cuda, &mut self.d_activated, self.n * self.widths.mid, "CIE activations")?;
+    pub fn backward(&self, cuda: &Cuda, d_output: &Buffer<f32>) -> Result<(), Error> {
         self.kernels.backward(
             cuda,
             self.widths,
