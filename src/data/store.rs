@@ -166,15 +166,23 @@ pub fn write(
     unused_rows: usize,
 ) -> Result<Manifest, Error> {
     check_usable(dataset)?;
+    let overwritten =
+        |input: &Path| Err(Error::file(input, "is an input, and would be overwritten; write to another directory"));
+    // Before anything is made: an empty directory inside a table would spoil it.
+    let inside = |p: &&&Path| {
+        let whole = |p: &Path| std::path::absolute(p).unwrap_or_default();
+        p.is_dir() && whole(dir).starts_with(whole(p))
+    };
+    if let Some(input) = source.inputs.iter().find(inside) {
+        return overwritten(input);
+    }
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
     let here = dir.canonicalize().map_err(Error::io(dir))?;
     let overwrites = |p: &&&Path| {
-        let input = p.canonicalize().unwrap_or_default();
-        let here_too = p.extension().is_some_and(|e| e == "parquet") && input.parent() == Some(&here);
-        here_too || (p.is_dir() && here.starts_with(input))
+        p.extension().is_some_and(|e| e == "parquet") && p.canonicalize().is_ok_and(|p| p.parent() == Some(&here))
     };
     if let Some(input) = source.inputs.iter().find(overwrites) {
-        return Err(Error::file(input, "is an input, and would be overwritten; write to another directory"));
+        return overwritten(input);
     }
     let hash = |path: &Path| {
         let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());

@@ -105,6 +105,8 @@ fn rows_and_tables_that_are_wrong_are_named() {
     copy(&fixture("parquet/parts"), &parts);
     let e = fails(&prepare(&parts, &titles, &parts));
     assert!(e.contains("parts: is an input, and would be overwritten; write to another directory"), "{e}");
+    let e = fails(&prepare(&parts, &titles, &parts.join("out")));
+    assert!(e.contains("parts: is an input") && !parts.join("out").exists(), "{e}");
     assert!(!parts.join("train.parquet").exists());
 }
 
