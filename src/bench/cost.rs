@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::cie::Mapping;
+use crate::collab::Collaborative;
 use crate::collab::mf::Mf;
 use crate::data::Samples;
 use crate::device::cpu::gemm::{Dense, Operand, Output, gemm};
@@ -16,7 +17,6 @@ use crate::llm::model::{Model, TrainPass, Workspace};
 use crate::llm::peft::{LoraTensors, Target};
 use crate::llm::sharing::Sharing;
 use crate::prompt::PromptSet;
-use crate::train::trainable::collaborative_vectors;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,8 @@ pub fn measure(
     let mut lora = LoraTensors::init(config, &[Target::Q, Target::V], 8, 16.0, 0.05, 1);
     lora.tensors.values_mut().for_each(|p| p.b.iter_mut().enumerate().for_each(|(i, b)| *b = 1e-3 * (i % 7) as f32));
     let mut d_lora = lora.zeros_like();
-    let mf = Mf::init(n_users_items.0, n_users_items.1, DIM, 1);
+    let mf = Collaborative::Tables(Mf::init(n_users_items.0, n_users_items.1, DIM, 1));
+    let slot_vectors = mf.slot_vectors(samples);
     let cie = Mapping::init(DIM, 10 * DIM, config.hidden_size, 1);
     let mut d_cie = Mapping::zeros(cie.dim, cie.mid, cie.out);
     let mut workspace = Workspace::default();
@@ -101,7 +102,7 @@ pub fn measure(
             let from = if task == Task::Stage2 { GradientFrom::FirstSlot } else { GradientFrom::Start };
             let batch = PackedBatch::grouped(&refs, &sharing.groups, 1, from, first);
             work += linear_work(model, &batch, task);
-            let x = collaborative_vectors(&mf, samples, &rows_here);
+            let x = slot_vectors.take(&rows_here);
             let pass = (task != Task::Stage1).then(|| cie.forward(&x));
             let vectors = pass.as_ref().map_or(&[][..], |p| &p.output);
             if task == Task::Score {

@@ -128,7 +128,7 @@ fn demo(args: &Args, device: Device) -> Result<()> {
     done("train MF", &mut lap);
     let stage1 = pipeline.stage(Part::Stage1, &pipeline.fresh(), None, &mut run)?;
     done("train stage 1 (TALLRec)", &mut lap);
-    let start = pipeline.with_cie(stage1.best.lora, mf.dim);
+    let start = pipeline.with_cie(stage1.best.lora, mf.dim());
     let stage2 = pipeline.stage(Part::Stage2, &start, Some(&mf), &mut run)?;
     pipeline.export(&run, &stage2.best)?;
     done("train stage 2 (CoLLM)", &mut lap);

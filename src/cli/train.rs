@@ -124,9 +124,9 @@ fn train(pipeline: &Pipeline, run: &mut RunDir, only: &[Stage]) -> Result<(), Er
         pipeline.export(run, &outcome.best)?;
     }
     if only.contains(&Stage::Stage2) {
-        let mf = pipeline.collab(run)?;
-        let start = pipeline.with_cie(pipeline.stage1_best(run.root())?, mf.dim);
-        let outcome = pipeline.stage(Part::Stage2, &start, Some(&mf), run)?;
+        let collab = pipeline.collab(run)?;
+        let start = pipeline.with_cie(pipeline.stage1_best(run.root())?, collab.dim());
+        let outcome = pipeline.stage(Part::Stage2, &start, Some(&collab), run)?;
         pipeline.export(run, &outcome.best)?;
     }
     Ok(())

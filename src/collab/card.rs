@@ -1,8 +1,9 @@
 //! The training steps of [`super::training`] on an NVIDIA card: tables, gradients and moments stay there for an epoch.
 
 use super::Error;
+use super::lightgcn::Propagation;
 use super::mf::{Batch, Mf};
-use super::training::{Propagation, Recipe};
+use super::training::Recipe;
 use crate::device::cpu::optimizer::{Adam, Decay};
 use crate::device::cuda::lightgcn::LightGcn;
 use crate::device::cuda::mf::{self, BatchLists, Tables};
@@ -18,7 +19,7 @@ struct Graph {
 }
 
 /// Tables in training on a card: users, then items, in one buffer.
-pub(super) struct Card<'a> {
+pub struct Card<'a> {
     cuda: &'a Cuda,
     dim: usize,
     n_users: usize,
@@ -93,12 +94,14 @@ impl<'a> Card<'a> {
         Ok(self.kernels.loss(cuda)?)
     }
 
-    /// Tables and moments back.
-    pub fn read(&self, model: &mut Mf) -> Result<Adam, Error> {
-        let values = self.tables.download(self.cuda, self.tables.len())?;
-        let (users, items) = values.split_at(model.users.len());
-        model.users.copy_from_slice(users);
-        model.items.copy_from_slice(items);
+    /// Tables and moments back. `tables`: users, then items.
+    pub fn read(&self, tables: Vec<&mut [f32]>) -> Result<Adam, Error> {
+        let mut values = &self.tables.download(self.cuda, self.tables.len())?[..];
+        for table in tables {
+            let (here, rest) = values.split_at(table.len());
+            table.copy_from_slice(here);
+            values = rest;
+        }
         Ok(self.optimizer.state(self.cuda)?)
     }
 }

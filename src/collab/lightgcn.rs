@@ -5,14 +5,18 @@
 //! is two tables whose rows are multiplied, as MF is.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::mf::{Mf, save_tensors};
-use super::training::{Propagation, Recipe, Trained, train};
-use crate::data::Dataset;
+use super::card::Card;
+use super::mf::{Batch, Mf, save_tensors};
+use super::training::{Learner, Recipe};
+use crate::checkpoint::Tensor;
+use crate::data::{Dataset, Samples};
 use crate::device::cpu::lightgcn::Adjacency;
+use crate::device::cpu::optimizer::Adam;
 use crate::device::cuda::Cuda;
 
 /// How LightGCN is trained. Defaults are the official choice for ML-1M.
@@ -55,48 +59,113 @@ impl Default for LightGcnConfig {
     }
 }
 
+impl LightGcnConfig {
+    /// For [`super::training::train`].
+    pub fn recipe(&self) -> Recipe {
+        Recipe {
+            learning_rate: self.learning_rate,
+            weight_decay: self.weight_decay,
+            batch_size: self.batch_size,
+            max_epochs: self.max_epochs,
+            min_epochs: self.min_epochs,
+            patience: self.patience,
+            seed: self.seed,
+            model: format!("lightgcn dim {} layers {}", self.dim, self.layers),
+        }
+    }
+}
+
 /// Official spread of the tables at the start.
 const SPREAD: f64 = 0.1;
 
-/// The graph of train's positives and its layers.
-pub fn propagation(data: &Dataset, config: &LightGcnConfig) -> Propagation {
-    let train = &data.train;
-    let liked = (0..train.len()).filter(|&i| train.label[i] == 1);
-    let edges: Vec<(u32, u32)> = liked.map(|i| (train.uid[i], train.iid[i])).collect();
-    Propagation { graph: Adjacency::new(data.n_users, data.n_items, &edges), layers: config.layers }
+/// Propagation between the tables and the vectors that are multiplied.
+#[derive(Debug)]
+pub struct Propagation {
+    /// The graph.
+    pub graph: Adjacency,
+    /// Its layers.
+    pub layers: usize,
 }
 
-/// Trains on train, selecting by AUC on valid; see [`train`].
-pub fn fit(
-    data: &Dataset,
-    config: &LightGcnConfig,
-    cuda: Option<&Cuda>,
-    checkpoints: Option<&Path>,
-    observe: &mut dyn FnMut(usize, f64, f64) -> bool,
-) -> Result<Trained, Error> {
-    let recipe = Recipe {
-        learning_rate: config.learning_rate,
-        weight_decay: config.weight_decay,
-        batch_size: config.batch_size,
-        max_epochs: config.max_epochs,
-        min_epochs: config.min_epochs,
-        patience: config.patience,
-        seed: config.seed,
-        model: format!("lightgcn dim {} layers {}", config.dim, config.layers),
-    };
-    let start = Mf::spread(data.n_users, data.n_items, config.dim, SPREAD, config.seed);
-    train(data, start, &recipe, Some(&propagation(data, config)), cuda, checkpoints, observe)
+impl Propagation {
+    /// The graph of train's positives.
+    pub fn new(data: &Dataset, layers: usize) -> Self {
+        let train = &data.train;
+        let liked = (0..train.len()).filter(|&i| train.label[i] == 1);
+        let edges: Vec<(u32, u32)> = liked.map(|i| (train.uid[i], train.iid[i])).collect();
+        Propagation { graph: Adjacency::new(data.n_users, data.n_items, &edges), layers }
+    }
+
+    /// The layer mean of both tables, or, as the matrix is symmetric, the gradient of the tables from that of the mean.
+    pub fn apply(&self, tables: &Mf) -> Mf {
+        let joined = [&tables.users[..], &tables.items[..]].concat();
+        let mut mean = vec![0.0; joined.len()];
+        self.graph.propagate(self.layers, tables.dim, &joined, &mut mean);
+        let items = mean.split_off(tables.users.len());
+        Mf { dim: tables.dim, users: mean, items }
+    }
+}
+
+/// LightGCN in training: tables and the graph between them and the vectors.
+#[derive(Clone, Debug)]
+pub struct LightGcn {
+    /// What is trained.
+    pub tables: Mf,
+    propagation: Arc<Propagation>,
+}
+
+impl LightGcn {
+    /// N(0, 0.1), and the graph of train's positives.
+    pub fn init(data: &Dataset, config: &LightGcnConfig) -> Self {
+        LightGcn {
+            tables: Mf::spread(data.n_users, data.n_items, config.dim, SPREAD, config.seed),
+            propagation: Arc::new(Propagation::new(data, config.layers)),
+        }
+    }
+
+    /// What is multiplied: the propagated tables.
+    pub fn vectors(&self) -> Mf {
+        self.propagation.apply(&self.tables)
+    }
+
+    /// Writes the tables under their official names and the vectors, with facts as metadata.
+    pub fn save(&self, path: &Path, facts: &[(&str, String)]) -> Result<(), Error> {
+        save_tensors(&[self.tables.named(TABLES), self.vectors().named(VECTORS)].concat(), path, facts)
+    }
+}
+
+impl Learner for LightGcn {
+    fn tensors(&self) -> Vec<Tensor> {
+        self.tables.named(TABLES)
+    }
+
+    fn values_mut(&mut self) -> Vec<&mut [f32]> {
+        self.tables.values_mut()
+    }
+
+    fn n_trained(&self) -> usize {
+        2
+    }
+
+    fn loss_and_gradient(&mut self, train: &Samples, rows: &[usize], _: u64, gradient: &mut Self) -> f64 {
+        let loss = self.vectors().loss_and_gradient(&Batch::of(train, rows), &mut gradient.tables);
+        gradient.tables = self.propagation.apply(&gradient.tables);
+        loss
+    }
+
+    fn scores(&self, samples: &Samples) -> Vec<f32> {
+        self.vectors().scores(samples)
+    }
+
+    fn card<'c>(&self, cuda: &'c Cuda, adam: &Adam, recipe: &Recipe) -> Result<Option<Card<'c>>, Error> {
+        Card::new(cuda, &self.tables, adam, recipe, Some(&self.propagation)).map(Some)
+    }
 }
 
 const TABLES: [&str; 2] = ["embedding_user.weight", "embedding_item.weight"];
 const VECTORS: [&str; 2] = ["user_vectors", "item_vectors"];
 
-/// Writes the tables under their official names and the vectors, with facts as metadata.
-pub fn save(trained: &Trained, path: &Path, facts: &[(&str, String)]) -> Result<(), Error> {
-    save_tensors(&[trained.tables.named(TABLES), trained.vectors.named(VECTORS)].concat(), path, facts)
-}
-
-/// The vectors of a file that [`save`] wrote.
+/// The vectors of a file that [`LightGcn::save`] wrote.
 pub fn load(path: &Path) -> Result<Mf, Error> {
     Mf::load_named(path, VECTORS)
 }
@@ -105,18 +174,15 @@ pub fn load(path: &Path) -> Result<Mf, Error> {
 mod tests {
     use super::*;
     use crate::collab::training::tests::dataset;
+    use crate::collab::training::train;
 
     /// Along the gradient of the tables, the loss changes as fast as the gradient is long.
     #[test]
     fn gradients_go_back_through_the_graph() {
         let data = dataset();
-        let p = propagation(&data, &LightGcnConfig::default());
+        let p = Propagation::new(&data, 2);
         let mut tables = Mf::spread(data.n_users, data.n_items, 6, 0.5, 3);
-        let rows = crate::collab::mf::Batch {
-            users: data.train.uid.clone(),
-            items: data.train.iid.clone(),
-            labels: data.train.label.clone(),
-        };
+        let rows = Batch::of(&data.train, &(0..data.train.len()).collect::<Vec<_>>());
         let mut gradient = tables.clone();
         p.apply(&tables).loss_and_gradient(&rows, &mut gradient);
         let gradient = p.apply(&gradient);
@@ -140,12 +206,13 @@ mod tests {
     fn learns_saves_and_loads() {
         let data = dataset();
         let config = LightGcnConfig { dim: 8, batch_size: 64, max_epochs: 60, ..LightGcnConfig::default() };
-        let trained = fit(&data, &config, None, None, &mut |_, _, _| true).unwrap();
+        let start = LightGcn::init(&data, &config);
+        let trained = train(&data, start, &config.recipe(), None, None, &mut |_, _, _| true).unwrap();
         assert!(trained.best_auc > 0.9, "{}", trained.best_auc);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lightgcn.safetensors");
-        save(&trained, &path, &[]).unwrap();
-        assert_eq!(load(&path).unwrap(), trained.vectors);
-        assert_ne!(trained.vectors, trained.tables);
+        trained.model.save(&path, &[]).unwrap();
+        assert_eq!(load(&path).unwrap(), trained.model.vectors());
+        assert_ne!(trained.model.vectors(), trained.model.tables);
     }
 }

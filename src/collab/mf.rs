@@ -2,16 +2,20 @@
 //!
 //! This file owns the tables, their score and its gradient, and the file they are kept in; [`super::training`] trains them.
 
-use std::ops::{Add, Mul};
+use std::ops::Add;
 use std::path::Path;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::training::Recipe;
+use super::card::Card;
+use super::real::Real;
+use super::training::{Learner, Recipe};
 use crate::checkpoint::{Tensor, read_tensors, take_tensor, write_tensors};
 use crate::data::Samples;
+use crate::device::cpu::optimizer::Adam;
+use crate::device::cuda::Cuda;
 use crate::device::ops::bce_with_logits;
 use crate::rng::Rng;
 
@@ -74,32 +78,6 @@ impl MfConfig {
     }
 }
 
-/// float32, in which models are trained and kept, or float64, in which the formulas are checked.
-pub trait Real: Copy + Default + Send + Sync + Add<Output = Self> + Mul<Output = Self> {
-    /// Widened.
-    fn wide(self) -> f64;
-    /// Rounded.
-    fn from_wide(x: f64) -> Self;
-}
-
-impl Real for f32 {
-    fn wide(self) -> f64 {
-        self.into()
-    }
-    fn from_wide(x: f64) -> f32 {
-        x as f32
-    }
-}
-
-impl Real for f64 {
-    fn wide(self) -> f64 {
-        self
-    }
-    fn from_wide(x: f64) -> f64 {
-        x
-    }
-}
-
 /// The two embedding tables, or gradients of them. Row 0 is padding: always zero.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mf<T = f32> {
@@ -120,6 +98,17 @@ pub struct Batch {
     pub items: Vec<u32>,
     /// 1 liked, 0 not.
     pub labels: Vec<u8>,
+}
+
+impl Batch {
+    /// These rows of a split.
+    pub fn of(samples: &Samples, rows: &[usize]) -> Self {
+        Batch {
+            users: rows.iter().map(|&i| samples.uid[i]).collect(),
+            items: rows.iter().map(|&i| samples.iid[i]).collect(),
+            labels: rows.iter().map(|&i| samples.label[i]).collect(),
+        }
+    }
 }
 
 /// Rows or table rows a task handles at least: less is not worth handing over.
@@ -176,7 +165,7 @@ fn gather<'v, T: Real + 'v>(table: &mut [T], dim: usize, ids: &[u32], term: impl
         }
         for &r in &order[ends[id - 1] as usize..ends[id] as usize] {
             let (scale, vector) = term(r);
-            sum.iter_mut().zip(vector).for_each(|(s, &x)| *s = *s + scale * x);
+            sum.iter_mut().zip(vector).for_each(|(s, &x)| *s += scale * x);
         }
     });
 }
@@ -185,7 +174,7 @@ fn gather<'v, T: Real + 'v>(table: &mut [T], dim: usize, ids: &[u32], term: impl
 fn dot<T: Real>(p: &[T], q: &[T]) -> T {
     let mut lanes = [T::default(); 8];
     for (p, q) in p.chunks(8).zip(q.chunks(8)) {
-        lanes.iter_mut().zip(p.iter().zip(q)).for_each(|(l, (&p, &q))| *l = *l + p * q);
+        lanes.iter_mut().zip(p.iter().zip(q)).for_each(|(l, (&p, &q))| *l += p * q);
     }
     lanes.into_iter().fold(T::default(), Add::add)
 }
@@ -229,10 +218,6 @@ impl Mf {
         (0..samples.len()).into_par_iter().with_min_len(512).map(score).collect()
     }
 
-    pub(super) fn tensors(&self) -> Vec<Tensor> {
-        self.named(NAMES)
-    }
-
     /// The tables under other names.
     pub(super) fn named(&self, [users, items]: [&str; 2]) -> Vec<Tensor> {
         let tensor =
@@ -242,7 +227,7 @@ impl Mf {
 
     /// Writes the tables under their official names, with facts as metadata.
     pub fn save(&self, path: &Path, facts: &[(&str, String)]) -> Result<(), Error> {
-        save_tensors(&self.tensors(), path, facts)
+        save_tensors(&self.named(NAMES), path, facts)
     }
 
     /// Reads what [`Self::save`] wrote.
@@ -265,6 +250,32 @@ impl Mf {
         let users = take_tensor(&mut tensors, names[0], &[n_users, dim]).map_err(bad)?;
         let items = take_tensor(&mut tensors, names[1], &[n_items, dim]).map_err(bad)?;
         Ok(Mf { dim, users, items })
+    }
+}
+
+impl Learner for Mf {
+    fn tensors(&self) -> Vec<Tensor> {
+        self.named(NAMES)
+    }
+
+    fn values_mut(&mut self) -> Vec<&mut [f32]> {
+        vec![&mut self.users, &mut self.items]
+    }
+
+    fn n_trained(&self) -> usize {
+        2
+    }
+
+    fn loss_and_gradient(&mut self, train: &Samples, rows: &[usize], _: u64, gradient: &mut Self) -> f64 {
+        Mf::loss_and_gradient(self, &Batch::of(train, rows), gradient)
+    }
+
+    fn scores(&self, samples: &Samples) -> Vec<f32> {
+        Mf::scores(self, samples)
+    }
+
+    fn card<'c>(&self, cuda: &'c Cuda, adam: &Adam, recipe: &Recipe) -> Result<Option<Card<'c>>, Error> {
+        Card::new(cuda, self, adam, recipe, None).map(Some)
     }
 }
 

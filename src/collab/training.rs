@@ -1,26 +1,48 @@
-//! Training of models whose score is a dot product of two tables' rows, straight (MF) or after propagation over a graph
-//! (LightGCN): epochs over train, early stopping on the AUC of valid, checkpoints that resume with the same bits.
+//! Training of any collaborative model ([`Learner`]): epochs over train, early stopping on the AUC of valid, checkpoints that
+//! resume with the same bits.
 //!
 //! PARITY: the optimizer is Adam with L2 in the gradient over whole tables, as `torch.optim.Adam` is on dense gradients: every
 //! row moves at every step, rows of ids absent from train decay to zero, and so cold scores carry no information.
 
-use std::borrow::Cow;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::card::Card;
-use super::mf::{Batch, Mf};
+use super::mf::Batch;
 use crate::checkpoint::{Checkpoint, Tensor, take_tensor};
-use crate::data::Dataset;
-use crate::device::cpu::lightgcn::Adjacency;
+use crate::data::{Dataset, Samples};
 use crate::device::cpu::optimizer::{Adam, Decay};
 use crate::device::cuda::Cuda;
 use crate::eval::metrics::evaluate;
 use crate::rng::Rng;
 
-/// How tables are trained.
+/// What [`train`] asks of a model.
+pub trait Learner: Clone {
+    /// Everything the model is made of, under official names.
+    fn tensors(&self) -> Vec<Tensor>;
+
+    /// The values of [`Self::tensors`], in its order.
+    fn values_mut(&mut self) -> Vec<&mut [f32]>;
+
+    /// The first so many of the tensors are trained; the rest (running means) only follows.
+    fn n_trained(&self) -> usize;
+
+    /// Mean loss over these rows. `gradient`, of the same shape, is overwritten where tensors are trained. `step` counts from 0:
+    /// what is dropped is a function of it.
+    fn loss_and_gradient(&mut self, train: &Samples, rows: &[usize], step: u64, gradient: &mut Self) -> f64;
+
+    /// Scores of all rows, without dropout.
+    fn scores(&self, samples: &Samples) -> Vec<f32>;
+
+    /// The model's steps on a card, where there are kernels for it.
+    fn card<'c>(&self, _: &'c Cuda, _: &Adam, _: &Recipe) -> Result<Option<Card<'c>>, Error> {
+        Ok(None)
+    }
+}
+
+/// How a model is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
     /// Adam's learning rate.
@@ -41,26 +63,6 @@ pub struct Recipe {
     pub model: String,
 }
 
-/// Propagation between the tables and the vectors that are multiplied.
-#[derive(Debug)]
-pub struct Propagation {
-    /// The graph.
-    pub graph: Adjacency,
-    /// Its layers.
-    pub layers: usize,
-}
-
-impl Propagation {
-    /// The layer mean of both tables, or, as the matrix is symmetric, the gradient of the tables from that of the mean.
-    pub fn apply(&self, tables: &Mf) -> Mf {
-        let joined = [&tables.users[..], &tables.items[..]].concat();
-        let mut mean = vec![0.0; joined.len()];
-        self.graph.propagate(self.layers, tables.dim, &joined, &mut mean);
-        let items = mean.split_off(tables.users.len());
-        Mf { dim: tables.dim, users: mean, items }
-    }
-}
-
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct State {
     epoch: usize,
@@ -73,20 +75,18 @@ struct State {
 
 /// Training in progress.
 #[derive(Clone, Debug, PartialEq)]
-struct Training {
-    model: Mf,
-    best: Mf,
+struct Training<M> {
+    model: M,
+    best: M,
     adam: Adam,
     state: State,
 }
 
 /// A trained model and how it came about.
 #[derive(Clone, Debug)]
-pub struct Trained {
-    /// The tables of the best epoch.
-    pub tables: Mf,
-    /// What is multiplied: the tables, propagated where there is a graph.
-    pub vectors: Mf,
+pub struct Trained<M> {
+    /// The model of the best epoch.
+    pub model: M,
     /// The epoch with the highest valid AUC.
     pub best_epoch: usize,
     /// That AUC.
@@ -102,16 +102,15 @@ const CHECKPOINT_EPOCHS: usize = 50;
 ///
 /// With `checkpoints`, the state is saved there from time to time and picked up again: the result has the same bits as an
 /// uninterrupted run's. `observe(epoch, loss, auc)` is called after every epoch; `false` saves and stops. With `cuda`, the steps run
-/// on that card.
-pub fn train(
+/// on that card if the model has kernels.
+pub fn train<M: Learner>(
     data: &Dataset,
-    start: Mf,
+    start: M,
     recipe: &Recipe,
-    propagation: Option<&Propagation>,
     cuda: Option<&Cuda>,
     checkpoints: Option<&Path>,
     observe: &mut dyn FnMut(usize, f64, f64) -> bool,
-) -> Result<Trained, Error> {
+) -> Result<Trained<M>, Error> {
     let io = |source| Error::Io { path: checkpoints.map(Path::to_path_buf).unwrap_or_default(), source };
     let mut training = Training::fresh(data, start, recipe);
     if let Some(saved) =
@@ -123,10 +122,10 @@ pub fn train(
         })?;
     }
     let mut gradient = training.model.clone();
-    let card = cuda.map(|cuda| Card::new(cuda, &training.model, &training.adam, recipe, propagation));
-    let mut card = card.transpose()?;
+    let card = cuda.map(|cuda| training.model.card(cuda, &training.adam, recipe));
+    let mut card = card.transpose()?.flatten();
     while !training.finished() {
-        let loss = training.epoch(data, propagation, card.as_mut(), &mut gradient)?;
+        let loss = training.epoch(data, card.as_mut(), &mut gradient)?;
         let state = &training.state;
         let go_on = observe(state.epoch, loss.0, loss.1);
         if let Some(dir) = checkpoints
@@ -139,16 +138,11 @@ pub fn train(
         }
     }
     let State { epoch, best_epoch, best_auc, .. } = training.state;
-    let vectors = vectors(&training.best, propagation).into_owned();
-    Ok(Trained { tables: training.best, vectors, best_epoch, best_auc, epochs: epoch })
+    Ok(Trained { model: training.best, best_epoch, best_auc, epochs: epoch })
 }
 
-fn vectors<'m>(tables: &'m Mf, propagation: Option<&Propagation>) -> Cow<'m, Mf> {
-    propagation.map_or(Cow::Borrowed(tables), |p| Cow::Owned(p.apply(tables)))
-}
-
-impl Training {
-    fn fresh(data: &Dataset, start: Mf, recipe: &Recipe) -> Self {
+impl<M: Learner> Training<M> {
+    fn fresh(data: &Dataset, mut start: M, recipe: &Recipe) -> Self {
         let state = State {
             epoch: 0,
             step: 0,
@@ -157,7 +151,8 @@ impl Training {
             recipe: recipe.clone(),
             data: data.fingerprint.clone(),
         };
-        let adam = Adam::new(Decay::Coupled, [start.users.len(), start.items.len()]);
+        let n = start.n_trained();
+        let adam = Adam::new(Decay::Coupled, start.values_mut()[..n].iter().map(|v| v.len()));
         Training { best: start.clone(), model: start, adam, state }
     }
 
@@ -185,12 +180,10 @@ impl Training {
             return Err("is of other data".into());
         }
         let mut model = saved.model;
-        let dim = self.model.dim;
         for (prefix, target) in [("", &mut self.model), ("best.", &mut self.best)] {
-            for (name, table) in
-                [("user_embedding.weight", &mut target.users), ("item_embedding.weight", &mut target.items)]
-            {
-                *table = take_tensor(&mut model, &format!("{prefix}{name}"), &[table.len() / dim, dim])?;
+            let tensors = target.tensors();
+            for (Tensor { name, shape, .. }, values) in tensors.iter().zip(target.values_mut()) {
+                values.copy_from_slice(&take_tensor(&mut model, &format!("{prefix}{name}"), shape)?);
             }
         }
         let mut optimizer = saved.optimizer;
@@ -210,43 +203,27 @@ impl Training {
     }
 
     /// One pass over train in an order drawn for this epoch, then the AUC on valid. Returns loss and AUC.
-    fn epoch(
-        &mut self,
-        data: &Dataset,
-        propagation: Option<&Propagation>,
-        mut card: Option<&mut Card>,
-        gradient: &mut Mf,
-    ) -> Result<(f64, f64), Error> {
+    fn epoch(&mut self, data: &Dataset, mut card: Option<&mut Card>, gradient: &mut M) -> Result<(f64, f64), Error> {
         let recipe = self.state.recipe.clone();
         let train = &data.train;
         let mut order: Vec<usize> = (0..train.len()).collect();
         Rng::new(recipe.seed, 0x3f10_0000 + self.state.epoch as u64).shuffle(&mut order);
         let (mut loss, mut steps) = (0.0, 0.0);
-        for batch in order.chunks(recipe.batch_size) {
-            let rows = Batch {
-                users: batch.iter().map(|&i| train.uid[i]).collect(),
-                items: batch.iter().map(|&i| train.iid[i]).collect(),
-                labels: batch.iter().map(|&i| train.label[i]).collect(),
-            };
+        for rows in order.chunks(recipe.batch_size) {
             steps += 1.0;
             if let Some(card) = &mut card {
-                loss += card.step(&rows, recipe.learning_rate)?;
+                loss += card.step(&Batch::of(train, rows), recipe.learning_rate)?;
                 continue;
             }
-            loss += vectors(&self.model, propagation).loss_and_gradient(&rows, gradient);
-            if let Some(p) = propagation {
-                *gradient = p.apply(gradient);
-            }
-            let wd = recipe.weight_decay;
-            let tensors: Vec<(&mut [f32], &[f32], f64)> =
-                vec![(&mut self.model.users, &gradient.users, wd), (&mut self.model.items, &gradient.items, wd)];
-            self.adam.step(tensors, recipe.learning_rate);
+            loss += self.model.loss_and_gradient(train, rows, self.adam.step, gradient);
+            let weights = self.model.values_mut().into_iter().zip(gradient.values_mut());
+            let tensors = weights.map(|(w, g)| (w, &*g, recipe.weight_decay));
+            self.adam.step(tensors.take(self.adam.m.len()).collect(), recipe.learning_rate);
         }
         if let Some(card) = card {
-            self.adam = card.read(&mut self.model)?;
+            self.adam = card.read(self.model.values_mut())?;
         }
-        let scores = vectors(&self.model, propagation).scores(&data.valid);
-        let auc = evaluate(&data.valid.uid, &data.valid.label, &scores)?.auc.unwrap_or(0.5);
+        let auc = evaluate(&data.valid.uid, &data.valid.label, &self.model.scores(&data.valid))?.auc.unwrap_or(0.5);
         let state = &mut self.state;
         state.epoch += 1;
         if auc > state.best_auc {
@@ -260,8 +237,7 @@ impl Training {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::collab::mf::MfConfig;
-    use crate::data::Samples;
+    use crate::collab::mf::{Mf, MfConfig};
 
     /// Thirty users with two tastes: enough to learn from.
     pub fn dataset() -> Dataset {
@@ -297,7 +273,7 @@ pub(super) mod tests {
         let train =
             |config: &MfConfig, checkpoints: Option<&Path>, observe: &mut dyn FnMut(usize, f64, f64) -> bool| {
                 let start = Mf::init(data.n_users, data.n_items, config.dim, config.seed);
-                train(&data, start, &config.recipe(), None, None, checkpoints, observe)
+                train(&data, start, &config.recipe(), None, checkpoints, observe)
             };
         let whole = train(&config, None, &mut |_, _, _| true).unwrap();
         assert!(whole.best_auc > 0.9, "{}", whole.best_auc);
@@ -307,13 +283,13 @@ pub(super) mod tests {
             assert!(matches!(stopped, Err(Error::Interrupted)));
         }
         let resumed = train(&config, Some(dir.path()), &mut |_, _, _| true).unwrap();
-        assert_eq!(resumed.tables, whole.tables);
+        assert_eq!(resumed.model, whole.model);
         assert_eq!((resumed.best_epoch, resumed.epochs), (whole.best_epoch, whole.epochs));
         let other = MfConfig { seed: 1, ..config.clone() };
         let e = train(&other, Some(dir.path()), &mut |_, _, _| true).unwrap_err().to_string();
         assert!(e.ends_with("last: the checkpoint is of other settings; delete it to begin anew"), "{e}");
         let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         let single = one.install(|| train(&config, None, &mut |_, _, _| true)).unwrap();
-        assert_eq!(single.tables, whole.tables, "the number of threads must not matter");
+        assert_eq!(single.model, whole.model, "the number of threads must not matter");
     }
 }

@@ -9,8 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::layers::{Fault, Layers};
 use super::schedule::{Schedule, ScheduleKind};
-use crate::collab::lightgcn::LightGcnConfig;
-use crate::collab::mf::MfConfig;
+use crate::collab::CollabConfig;
 use crate::device::ops::Loss;
 use crate::llm::peft::{TARGETS, Target};
 use crate::prompt::{PromptStyle, Template};
@@ -69,25 +68,6 @@ pub struct PromptConfig {
     pub stage2: String,
     /// How places are filled.
     pub style: PromptStyle,
-}
-
-/// `[collab]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CollabConfig {
-    /// Which model: `mf`, `lightgcn`.
-    pub model: String,
-    /// Settings of MF.
-    pub mf: MfConfig,
-    /// Settings of LightGCN.
-    pub lightgcn: LightGcnConfig,
-}
-
-impl CollabConfig {
-    /// The model's name in tables.
-    pub fn title(&self) -> &'static str {
-        if self.model == "lightgcn" { "LightGCN" } else { "MF" }
-    }
 }
 
 /// `[lora]`
@@ -198,12 +178,6 @@ impl Default for Config {
 impl Default for PromptConfig {
     fn default() -> Self {
         PromptConfig { stage1: "tallrec_movie".into(), stage2: "collm_movie".into(), style: PromptStyle::default() }
-    }
-}
-
-impl Default for CollabConfig {
-    fn default() -> Self {
-        CollabConfig { model: "mf".into(), mf: MfConfig::default(), lightgcn: LightGcnConfig::default() }
     }
 }
 
@@ -352,8 +326,9 @@ impl Config {
         if !(0.0..1.0).contains(&self.lora.dropout) {
             return fault("lora.dropout", format!("is {}; expected 0 <= dropout < 1", self.lora.dropout));
         }
-        if !["mf", "lightgcn"].contains(&self.collab.model.as_str()) {
-            return fault("collab.model", format!("is {:?}; known: mf, lightgcn", self.collab.model));
+        let known = CollabConfig::models();
+        if !known.contains(&self.collab.model.as_str()) {
+            return fault("collab.model", format!("is {:?}; known: {}", self.collab.model, known.join(", ")));
         }
         for (key, name) in [("prompt.stage1", &self.prompt.stage1), ("prompt.stage2", &self.prompt.stage2)] {
             Template::find(name).map_err(|e| (key.to_string(), format!("is not usable: {e}")))?;

@@ -11,8 +11,7 @@ use super::stage::{INTERRUPTED, Outcome, Stage, limited_rows};
 use super::trainable::{Trainable, score_rows};
 use crate::checkpoint::{Checkpoint, write_tensors};
 use crate::cie::Mapping;
-use crate::collab::mf::Mf;
-use crate::collab::{lightgcn, training};
+use crate::collab::Collaborative;
 use crate::data::{Dataset, Samples, Split};
 use crate::device::Device;
 use crate::eval::report::MethodResult;
@@ -51,7 +50,7 @@ pub struct Trained {
     /// Adapter and mapping.
     pub tensors: Trainable,
     /// The collaborative model, if the prompts have slots.
-    pub mf: Option<Mf>,
+    pub collab: Option<Collaborative>,
 }
 
 impl Pipeline {
@@ -125,24 +124,20 @@ impl Pipeline {
         Ok(prompts)
     }
 
-    /// The vectors of the run's collaborative model: trained, resumed or loaded.
-    pub fn collab(&self, run: &mut RunDir) -> Result<Mf, Error> {
+    /// The run's collaborative model: trained, resumed or loaded.
+    pub fn collab(&self, run: &mut RunDir) -> Result<Collaborative, Error> {
         let config = &self.config.collab;
         let path = self.collab_path(run.root());
-        let (settings, epochs) = match config.model.as_str() {
-            "lightgcn" => (format!("{:?}", config.lightgcn), config.lightgcn.max_epochs),
-            _ => (format!("{:?}", config.mf), config.mf.max_epochs),
-        };
-        let key = sha256(format!("{settings} {}", self.data.fingerprint).as_bytes());
+        let key = sha256(format!("{} {}", config.settings(), self.data.fingerprint).as_bytes());
         if path.exists() {
             let (_, facts) = crate::checkpoint::read_tensors(&path).map_err(Error::io(&path))?;
             if facts.get("key") == Some(&key) {
-                return self.load_collab(run.root());
+                return Ok(config.load(&path)?);
             }
             return Err(Error::state(&path, "was trained on other data or with other settings; choose another --run"));
         }
         let checkpoints = run.checkpoints("collab");
-        let task = self.progress.task(config.title(), epochs as u64);
+        let task = self.progress.task(config.title(), config.max_epochs() as u64);
         let mut logged = Ok(());
         let mut first = true;
         let mut observe = |epoch: usize, loss: f64, auc: f64| {
@@ -156,40 +151,22 @@ impl Pipeline {
             logged.is_ok() && !INTERRUPTED.load(Ordering::Relaxed)
         };
         let cuda = self.device.open().map_err(crate::collab::Error::from)?;
-        let (cuda, saved) = (cuda.as_ref(), Some(&*checkpoints));
-        let trained = match config.model.as_str() {
-            "lightgcn" => lightgcn::fit(&self.data, &config.lightgcn, cuda, saved, &mut observe),
-            _ => {
-                let mf = &config.mf;
-                let start = Mf::init(self.data.n_users, self.data.n_items, mf.dim, mf.seed);
-                training::train(&self.data, start, &mf.recipe(), None, cuda, saved, &mut observe)
-            }
-        };
+        let facts = [("key", key)];
+        let trained = config.fit(&self.data, cuda.as_ref(), Some(&checkpoints), (&path, &facts), &mut observe);
         logged?;
-        let trained = trained.map_err(|e| match e {
+        let (model, summary) = trained.map_err(|e| match e {
             crate::collab::Error::Interrupted => Error::Interrupted,
             other => other.into(),
         })?;
         task.finish(&format!(
             "{} epochs, best valid AUC {:.4} at epoch {}",
-            trained.epochs, trained.best_auc, trained.best_epoch
+            summary.epochs, summary.best_auc, summary.best_epoch
         ));
-        let facts =
-            [("key", key), ("best_epoch", trained.best_epoch.to_string()), ("valid_auc", trained.best_auc.to_string())];
-        match config.model.as_str() {
-            "lightgcn" => lightgcn::save(&trained, &path, &facts)?,
-            _ => trained.tables.save(&path, &facts)?,
-        }
-        Ok(trained.vectors)
+        Ok(model)
     }
 
     fn collab_path(&self, run: &Path) -> PathBuf {
         run.join("collab").join(format!("{}.safetensors", self.config.collab.model))
-    }
-
-    fn load_collab(&self, run: &Path) -> Result<Mf, Error> {
-        let path = self.collab_path(run);
-        Ok(if self.config.collab.model == "lightgcn" { lightgcn::load(&path)? } else { Mf::load(&path)? })
     }
 
     /// What stage 1 starts from.
@@ -207,7 +184,13 @@ impl Pipeline {
     }
 
     /// Runs a stage.
-    pub fn stage(&self, part: Part, start: &Trainable, mf: Option<&Mf>, run: &mut RunDir) -> Result<Outcome, Error> {
+    pub fn stage(
+        &self,
+        part: Part,
+        start: &Trainable,
+        collab: Option<&Collaborative>,
+        run: &mut RunDir,
+    ) -> Result<Outcome, Error> {
         let (name, config) = match part {
             Part::Stage2 => ("stage2", &self.config.stage2),
             _ => ("stage1", &self.config.stage1),
@@ -224,7 +207,7 @@ impl Pipeline {
             experiment: &self.config,
             model: &self.model,
             data: &self.data,
-            mf: mf.filter(|_| slots),
+            collab: collab.filter(|_| slots),
             train: &train,
             valid: &valid,
         };
@@ -246,15 +229,15 @@ impl Pipeline {
         into.restore(saved.model).map_err(|what| Error::state(&dir.join("best"), what))
     }
 
-    /// What a finished run holds for a part: stage 2's tensors with MF, or stage 1's alone.
+    /// What a finished run holds for a part: stage 2's tensors with the collaborative model, or stage 1's alone.
     pub fn trained(&self, run: &Path, part: Part) -> Result<Trained, Error> {
         if part != Part::Stage2 {
-            return Ok(Trained { tensors: Trainable { lora: self.stage1_best(run)?, cie: None }, mf: None });
+            return Ok(Trained { tensors: Trainable { lora: self.stage1_best(run)?, cie: None }, collab: None });
         }
-        let mf = self.load_collab(run)?;
-        let mut tensors = self.with_cie(self.fresh().lora, mf.dim);
+        let collab = self.config.collab.load(&self.collab_path(run))?;
+        let mut tensors = self.with_cie(self.fresh().lora, collab.dim());
         self.load_best(run, "stage2", &mut tensors)?;
-        Ok(Trained { tensors, mf: Some(mf) })
+        Ok(Trained { tensors, collab: Some(collab) })
     }
 
     /// Writes what others read: the adapter in PEFT's layout, and the mapping.
@@ -291,7 +274,7 @@ impl Pipeline {
         let scores = score_rows(
             &self.model,
             trained.map(|t| &t.tensors),
-            trained.and_then(|t| t.mf.as_ref()),
+            trained.and_then(|t| t.collab.as_ref()),
             &self.data.test,
             &prompts,
             rows,
@@ -305,13 +288,13 @@ impl Pipeline {
         Ok((scores, took))
     }
 
-    /// Metrics of MF, stage 1 and stage 2 on the judged test rows, and how long each took to score them.
+    /// Metrics of the collaborative model, stage 1 and stage 2 on the judged test rows, and how long each took to score them.
     pub fn evaluate(&self, run: &Path) -> Result<Vec<(MethodResult, Duration)>, Error> {
         let (rows, samples) = self.test_rows();
         let mut results = Vec::new();
         let stage2 = self.trained(run, Part::Stage2)?;
         let began = Instant::now();
-        let scores = stage2.mf.as_ref().map(|mf| mf.scores(&samples)).unwrap_or_default();
+        let scores = stage2.collab.as_ref().map(|c| c.scores(&samples)).unwrap_or_default();
         let name = self.config.collab.title();
         results.push((MethodResult::new(name, &samples, &scores)?, began.elapsed()));
         let stage1 = self.trained(run, Part::Stage1)?;

@@ -189,7 +189,7 @@ impl<'a> Scorer<'a> {
         score_rows(
             self.pipeline.model(),
             Some(&self.trained.tensors),
-            self.trained.mf.as_ref(),
+            self.trained.collab.as_ref(),
             rows,
             &prompts,
             &all,

@@ -15,7 +15,7 @@ use super::run_dir::RunDir;
 use super::state::TrainState;
 use super::trainable::{Trainable, packed, score_with};
 use crate::checkpoint::{Checkpoint, Tensor, take_tensor};
-use crate::collab::mf::Mf;
+use crate::collab::{Collaborative, SlotVectors};
 use crate::data::Dataset;
 use crate::device::cpu::optimizer::{Adam, Decay};
 use crate::device::ops::Dropout;
@@ -64,7 +64,7 @@ pub struct Stage<'a> {
     /// The data.
     pub data: &'a Dataset,
     /// What fills the slots.
-    pub mf: Option<&'a Mf>,
+    pub collab: Option<&'a Collaborative>,
     /// Prompts of train.
     pub train: &'a PromptSet,
     /// Prompts of valid_small.
@@ -177,6 +177,8 @@ struct Trainer<'a> {
     dir: PathBuf,
     start: &'a Trainable,
     learned: TrainState<'a>,
+    /// What fills the slots of train and of valid_small.
+    vectors: [Option<SlotVectors<'a>>; 2],
     state: State,
     rows: Vec<usize>,
     valid_rows: Vec<usize>,
@@ -200,6 +202,8 @@ impl<'a> Trainer<'a> {
         let mut trainer = Trainer {
             start,
             learned: TrainState::new(stage.model, start, stage.rules(), &stage.demand())?,
+            vectors: [&stage.data.train, &stage.data.valid_small]
+                .map(|samples| stage.collab.map(|c| c.slot_vectors(samples))),
             state: State { step: 0, pass: 0, batch: 0, adam_step: 0, best_auc: -1.0, best_step: 0, finished: false },
             rows,
             valid_rows: limited_rows(stage.valid.len(), stage.experiment.eval.valid_rows, seed),
@@ -298,7 +302,7 @@ impl<'a> Trainer<'a> {
         for run in micro_batches(&lengths, config.micro_batch_tokens) {
             let first = run.start;
             let rows_here = &rows[run];
-            let (batch, x) = packed(stage.mf, samples, stage.train, rows_here, None, from, first);
+            let (batch, x) = packed(self.vectors[0].as_ref(), stage.train, rows_here, None, from, first);
             let labels: Vec<f32> = rows_here.iter().map(|&r| samples.label[r].into()).collect();
             let weight = 1.0 / rows.len() as f32;
             self.learned.micro_batch(MicroBatch { batch: &batch, x: &x, labels: &labels, weight, dropout })?;
@@ -322,7 +326,8 @@ impl<'a> Trainer<'a> {
         let tokens = stage.experiment.eval.batch_tokens;
         let learned = &mut self.learned;
         let scorer = |batch: &_, x: &_| learned.scores(batch, x);
-        let scores = score_with(scorer, stage.mf, samples, stage.valid, &self.valid_rows, tokens, |_| ())?;
+        let scores =
+            score_with(scorer, self.vectors[1].as_ref(), samples, stage.valid, &self.valid_rows, tokens, |_| ())?;
         let users: Vec<u32> = self.valid_rows.iter().map(|&i| samples.uid[i]).collect();
         let labels: Vec<u8> = self.valid_rows.iter().map(|&i| samples.label[i]).collect();
         let m = evaluate(&users, &labels, &scores)?;

@@ -3,7 +3,7 @@
 use super::Error;
 use crate::checkpoint::{Tensor, take_tensor};
 use crate::cie::Mapping;
-use crate::collab::mf::Mf;
+use crate::collab::{Collaborative, SlotVectors};
 use crate::data::Samples;
 use crate::device::ops::Loss;
 use crate::llm::batch::{GradientFrom, PackedBatch};
@@ -68,19 +68,13 @@ impl Trainable {
     }
 }
 
-/// The vectors of rows, `[rows, 2, dim]`: user, then item.
-pub fn collaborative_vectors(mf: &Mf, samples: &Samples, rows: &[usize]) -> Vec<f32> {
-    let pair = |&i: &usize| [mf.user_vector(samples.uid[i]), mf.item_vector(samples.iid[i])];
-    rows.iter().flat_map(pair).flatten().copied().collect()
-}
-
 /// Scores of the given rows with tensors of the host: prompts of at most `batch_tokens` tokens at once. `done` is called with the
 /// number of rows scored.
 #[allow(clippy::too_many_arguments)] // everything a score depends on
 pub fn score_rows(
     model: &Model,
     trained: Option<&Trainable>,
-    mf: Option<&Mf>,
+    collab: Option<&Collaborative>,
     samples: &Samples,
     prompts: &PromptSet,
     rows: &[usize],
@@ -90,7 +84,8 @@ pub fn score_rows(
     done: impl FnMut(usize),
 ) -> Result<Vec<f32>, Error> {
     let scorer = |batch: &_, x: &_| scores_of(model, trained, batch, x, loss, workspace);
-    score_with(scorer, mf, samples, prompts, rows, batch_tokens, done)
+    let vectors = collab.map(|c| c.slot_vectors(samples));
+    score_with(scorer, vectors.as_ref(), samples, prompts, rows, batch_tokens, done)
 }
 
 /// Scores of a batch with tensors of the host. `x`: the collaborative vectors behind it.
@@ -110,7 +105,7 @@ pub(super) fn scores_of(
 /// As [`score_rows`], with anything that gives the scores of a batch and the collaborative vectors behind it.
 pub(super) fn score_with(
     mut scorer: impl FnMut(&PackedBatch, &[f32]) -> Result<Vec<f32>, Error>,
-    mf: Option<&Mf>,
+    vectors: Option<&SlotVectors>,
     samples: &Samples,
     prompts: &PromptSet,
     rows: &[usize],
@@ -130,7 +125,7 @@ pub(super) fn score_with(
             .iter()
             .map(|g| Group { members: g.members.start - first..g.members.end - first, prefix: g.prefix })
             .collect();
-        let (batch, x) = packed(mf, samples, prompts, &here, Some(&groups), GradientFrom::Start, 0);
+        let (batch, x) = packed(vectors, prompts, &here, Some(&groups), GradientFrom::Start, 0);
         places.iter().zip(scorer(&batch, &x)?).for_each(|(&i, score)| scores[i] = score);
         n_done += places.len();
         done(n_done);
@@ -140,8 +135,7 @@ pub(super) fn score_with(
 
 /// The prompts of rows, and the collaborative vectors behind them; none where no prompt has slots.
 pub(super) fn packed(
-    mf: Option<&Mf>,
-    samples: &Samples,
+    vectors: Option<&SlotVectors>,
     prompts: &PromptSet,
     rows: &[usize],
     groups: Option<&[Group]>,
@@ -150,7 +144,7 @@ pub(super) fn packed(
 ) -> (PackedBatch, Vec<f32>) {
     let refs: Vec<_> = rows.iter().map(|&r| prompts.get(r)).collect();
     let has_slots = refs.iter().any(|p| !p.slots.is_empty());
-    let x = mf.filter(|_| has_slots).map(|mf| collaborative_vectors(mf, samples, rows)).unwrap_or_default();
+    let x = vectors.filter(|_| has_slots).map(|v| v.take(rows)).unwrap_or_default();
     let tokens_per_vector = refs.iter().flat_map(|p| p.slots).map(|s| s.part as usize + 1).max().unwrap_or(1);
     let batch = match groups {
         Some(groups) => PackedBatch::grouped(&refs, groups, tokens_per_vector, from, first),

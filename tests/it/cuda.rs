@@ -96,17 +96,31 @@ fn products_agree_with_float64() {
 #[test]
 fn products_agree_with_float64_on_hopper() {
     for (copies, seed) in [("late", None), ("eager", None), ("late", Some("1")), ("eager", Some("2"))] {
-        let mut again = Command::new(std::env::current_exe().unwrap());
-        again.args(["--exact", "cuda::products_agree_with_float64"]);
-        again.env("CUEMU_CARD", "H100").env("CUEMU_COPIES", copies).envs(seed.map(|s| ("CUEMU_SEED", s)));
-        let out = again.output().unwrap();
-        let said = String::from_utf8_lossy(&out.stdout);
-        assert!(
-            out.status.success() && said.contains("1 passed"),
-            "copies {copies}, seed {seed:?}: {said}{}",
-            String::from_utf8_lossy(&out.stderr)
-        );
+        let seed = seed.map(|s| ("CUEMU_SEED", s));
+        on_hopper("products_agree_with_float64", [("CUEMU_COPIES", copies)].into_iter().chain(seed));
     }
+}
+
+/// Whole models there: on a card of one multiprocessor every product is large enough, and wgmma's tiles are what is chosen.
+#[test]
+fn golden_models_on_hopper() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = dir.path().join("report.json");
+    on_hopper("golden_models", [("CUEMU_SMS", "1"), ("CUEMU_REPORT", report.to_str().unwrap())]);
+    let report = std::fs::read_to_string(report).unwrap();
+    for product in ["nt", "nn", "nt_swiglu", "nn_swiglu_bwd"] {
+        assert!(report.contains(&format!("gemm_sm90_{product}_128x256")), "{product} ran on other tiles");
+    }
+}
+
+/// Runs a test of this file again, in a process whose card is an H100.
+fn on_hopper<'a>(test: &str, settings: impl IntoIterator<Item = (&'a str, &'a str)> + Clone + std::fmt::Debug) {
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", &format!("cuda::{test}")]).env("CUEMU_CARD", "H100").envs(settings.clone());
+    let out = again.output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout);
+    let errors = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && said.contains("1 passed"), "{settings:?}: {said}{errors}");
 }
 
 /// Every golden model through the kernels: float32 at the CPU's limits, bf16 at twice the error of a naive bf16 version, tensor by

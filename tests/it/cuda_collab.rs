@@ -1,6 +1,6 @@
 //! The CUDA operations beside the LLM, on the emulator: PyTorch's results.
 
-use collm_engine::collab::lightgcn::{self, LightGcnConfig};
+use collm_engine::collab::lightgcn::LightGcnConfig;
 use collm_engine::collab::mf::MfConfig;
 use collm_engine::collab::{self, training};
 use collm_engine::data::Dataset;
@@ -135,10 +135,12 @@ fn training_follows_the_cpu() {
         };
         let mf = MfConfig { dim: 8, learning_rate: 0.05, batch_size: 64, max_epochs: 5, ..MfConfig::default() };
         let start = collab::mf::Mf::init(data.n_users, data.n_items, mf.dim, mf.seed);
-        let a = training::train(&data, start, &mf.recipe(), None, cuda, None, &mut observe).unwrap();
+        let a = training::train(&data, start, &mf.recipe(), cuda, None, &mut observe).unwrap();
         let gcn = LightGcnConfig { dim: 8, batch_size: 64, max_epochs: 5, ..LightGcnConfig::default() };
-        let b = lightgcn::fit(&data, &gcn, cuda, None, &mut observe).unwrap();
-        (curve, [a.tables.users, a.tables.items, b.tables.users, b.tables.items])
+        let start = collab::lightgcn::LightGcn::init(&data, &gcn);
+        let b = training::train(&data, start, &gcn.recipe(), cuda, None, &mut observe).unwrap();
+        let (a, b) = (a.model, b.model.tables);
+        (curve, [a.users, a.items, b.users, b.items])
     };
     let (want, got) = (curves(None), curves(Some(&cuda)));
     assert_eq!(want.0.len(), 10);
