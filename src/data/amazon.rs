@@ -43,6 +43,7 @@ impl Default for Window {
 const SMALL: f64 = 0.25;
 /// A review of at least this many stars is a like (the paper says "greater than 4").
 const LIKED: f64 = 5.0;
+
 /// Prepares reviews and metas. `name` describes the source in the manifest.
 pub fn prepare_amazon(
     name: &str,
