@@ -24,9 +24,12 @@ fn gzip(text: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Made-up reviews (user, item, stars, second) and metas (item, title).
+/// User, item, stars, second.
+type Review = (String, String, u8, i64);
+
+/// Made-up reviews and metas (item, title).
 struct Dump {
-    reviews: Vec<(String, String, u8, i64)>,
+    reviews: Vec<Review>,
     metas: Vec<(String, String)>,
 }
 
@@ -162,7 +165,7 @@ fn every_form_gives_the_same() {
     let m = manifest(&out("c"));
     assert_eq!(m["inputs"]["reviews.json.gz"], collm_engine::files::sha256_file(&reviews).unwrap());
 
-    let texts = |f: &dyn Fn(&(String, String, u8, i64)) -> String| -> ArrayRef {
+    let texts = |f: fn(&Review) -> String| -> ArrayRef {
         Arc::new(dump.reviews.iter().map(|r| Some(f(r))).collect::<StringArray>())
     };
     let times = dump.reviews.iter().map(|r| r.3 * 1000 + 5);
@@ -174,9 +177,9 @@ fn every_form_gives_the_same() {
         };
         let columns = [
             ("rating", Arc::new(dump.reviews.iter().map(|r| Some(r.2.into())).collect::<Float64Array>()) as ArrayRef),
-            ("parent_asin", texts(&|r| r.1.clone())),
-            ("title", texts(&|_| "not the item's".into())),
-            ("user_id", texts(&|r| r.0.clone())),
+            ("parent_asin", texts(|r| r.1.clone())),
+            ("title", texts(|_| "not the item's".into())),
+            ("user_id", texts(|r| r.0.clone())),
             ("timestamp", time),
         ];
         let batch = RecordBatch::try_from_iter(columns).unwrap();
