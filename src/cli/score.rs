@@ -20,7 +20,7 @@ pub struct Args {
     /// Run directory.
     #[arg(long, value_name = "DIR")]
     run: PathBuf,
-    /// Rows to score, CSV or Parquet with the columns uid and iid (prepared ids). A user's history is what they liked in the
+    /// Rows to score, CSV or Parquet (a file, or a directory of parts) with the columns uid and iid (prepared ids). A user's history is what they liked in the
     /// data up to its end, unless a row of the data is the same user and item: then it is that row's history.
     #[arg(long, value_name = "FILE")]
     rows: Option<PathBuf>,

@@ -32,10 +32,10 @@ enum Source<const N: usize> {
 }
 
 impl<const N: usize> IdReader<N> {
-    /// Opens a file; a name that ends in `.parquet` is Parquet.
+    /// Opens a file; a name that ends in `.parquet`, or a directory of part files, is Parquet.
     pub fn open(path: &Path, names: [&'static str; N]) -> Result<Self, Error> {
         let bad = |what: String| Error::state(path, what);
-        let source = if path.extension().is_some_and(|e| e == "parquet") {
+        let source = if path.is_dir() || path.extension().is_some_and(|e| e == "parquet") {
             let mut rows = Vec::new();
             for batch in read_batches(path)? {
                 let column = |name: &str| {

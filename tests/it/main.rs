@@ -16,6 +16,8 @@ mod model;
 mod operations;
 mod pickles;
 mod prepare;
+mod prepare_amazon;
+mod prepare_parquet;
 mod prompts;
 mod selftest;
 mod training;
