@@ -73,12 +73,22 @@ fn the_plan_counts_the_workspace() {
     let on = |gemm: GemmChoice| Model::on(device.with_gemm(gemm), weights(16), 7, 9, 64).unwrap();
     let (ours, theirs) = (on(GemmChoice::Ours), on(GemmChoice::Auto));
     let lora = adapter(&ours);
-    let demand = Demand { lora: Some(&lora), tokens: 64, prompts: LABELS.len(), train: true, dropout: true, state: 0 };
+    let demand = Demand {
+        lora: Some(&lora),
+        tokens: 64,
+        prompts: LABELS.len(),
+        frozen: false,
+        dropout: true,
+        score_tokens: 0,
+        score_prompts: 0,
+        vectors: 0,
+        state: 0,
+    };
     let plan = |model: &Model| model.cuda_plan(&demand).unwrap().unwrap();
     assert_eq!(plan(&ours).cublaslt, 0);
     let plan = plan(&theirs);
     assert_eq!(plan.cublaslt, 4 << 20, "an A100's");
-    assert!(plan.to_string().contains("cuBLASLt 0.00"), "{plan}");
+    assert!(plan.to_string().contains("cuBLASLt 4.000"), "{plan}");
     assert_eq!(theirs.cuda_allocated() - ours.cuda_allocated(), plan.cublaslt);
 }
 
