@@ -3,6 +3,7 @@
 pub mod config;
 mod error;
 mod layers;
+pub mod order;
 pub mod pipeline;
 pub mod ranking;
 pub mod run_dir;

@@ -19,6 +19,7 @@ use crate::eval::report::MethodResult;
 use crate::files::sha256;
 use crate::llm::model::{Model, Workspace};
 use crate::llm::peft::LoraTensors;
+use crate::llm::prefix_cache::{Plan, PrefixCache, PrefixCacheMode};
 use crate::llm::weights::ModelWeights;
 use crate::progress::Progress;
 use crate::prompt::{LlmTokenizer, PromptBuilder, PromptSet, Template, tokenize_split};
@@ -257,6 +258,22 @@ impl Pipeline {
         Ok(Trained { tensors, mf: Some(mf) })
     }
 
+    /// Keys and values that stage 2 of the run keeps on disk, to be read and added to. `None` with another `stage2.prefix_cache`, for
+    /// another part, and on a card.
+    pub fn prefixes<'a>(
+        &'a self,
+        run: &Path,
+        part: Part,
+        trained: &'a Trained,
+    ) -> Result<Option<PrefixCache<'a>>, Error> {
+        let (config, path) = (&self.config.stage2, run.join("stage2").join("prefixes.kv"));
+        if part != Part::Stage2 || config.prefix_cache != PrefixCacheMode::Disk || self.model.on_card() {
+            return Ok(None);
+        }
+        let Some(plan) = Plan::new(config.prefix_cache, config.prefix_cache_bytes, 0, &path) else { return Ok(None) };
+        Ok(Some(PrefixCache::open(&self.model, Some(&trained.tensors.lora), plan, &path)?))
+    }
+
     /// Writes what others read: the adapter in PEFT's layout, and the mapping.
     pub fn export(&self, run: &RunDir, tensors: &Trainable) -> Result<(), Error> {
         tensors.lora.save(&run.root().join("adapter"), &self.config.llm.dir)?;
@@ -283,6 +300,7 @@ impl Pipeline {
         trained: Option<&Trained>,
         rows: &[usize],
         name: &str,
+        prefixes: Option<&mut PrefixCache>,
     ) -> Result<(Vec<f32>, Duration), Error> {
         let prompts = self.prompts(part, Split::Test)?;
         let task = self.progress.task(&format!("score {name}"), rows.len() as u64);
@@ -298,6 +316,7 @@ impl Pipeline {
             loss,
             self.config.eval.batch_tokens,
             &mut Workspace::default(),
+            prefixes,
             |n| task.set(n as u64),
         )?;
         let took = began.elapsed();
@@ -318,7 +337,8 @@ impl Pipeline {
         for (name, part, trained) in
             [("TALLRec (stage 1)", Part::Stage1, &stage1), (&format!("CoLLM-{name}"), Part::Stage2, &stage2)]
         {
-            let (scores, took) = self.score_test(part, Some(trained), &rows, name)?;
+            let mut prefixes = self.prefixes(run, part, trained)?;
+            let (scores, took) = self.score_test(part, Some(trained), &rows, name, prefixes.as_mut())?;
             results.push((MethodResult::new(name, &samples, &scores)?, took));
         }
         Ok(results)

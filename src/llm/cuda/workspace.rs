@@ -215,6 +215,9 @@ impl Workspace {
         save: bool,
     ) -> Result<(), Error> {
         let cuda = &model.cuda;
+        if !batch.given.is_empty() {
+            return Err(Error::Shape { what: "keys and values are given, which passes on a card do not take".into() });
+        }
         (self.n, self.n_prompts, self.first) = (batch.n_rows(), batch.n_prompts(), batch.first_gradient);
         self.dropout = dropout.filter(|d| d.p > 0.0);
         self.has_lora = !matches!(lora, LoraFrom::Nowhere);
