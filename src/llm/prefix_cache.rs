@@ -29,7 +29,7 @@ use crate::prompt::PromptRef;
 const TOKENS_AT_ONCE: usize = 2048;
 
 /// Where keys and values are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PrefixCacheMode {
     /// Nowhere: they are computed in every pass, in float32.

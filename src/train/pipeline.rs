@@ -258,8 +258,8 @@ impl Pipeline {
         Ok(Trained { tensors, mf: Some(mf) })
     }
 
-    /// Keys and values that stage 2 of the run keeps on disk, to be read and added to. `None` with another `stage2.prefix_cache`, for
-    /// another part, and on a card.
+    /// Frozen text as stage 2 of the run computes it, if it has a prefix cache: what is on disk is read and added to. `None` without a
+    /// cache, for another part, and on a card.
     pub fn prefixes<'a>(
         &'a self,
         run: &Path,
@@ -267,10 +267,19 @@ impl Pipeline {
         trained: &'a Trained,
     ) -> Result<Option<PrefixCache<'a>>, Error> {
         let (config, path) = (&self.config.stage2, run.join("stage2").join("prefixes.kv"));
-        if part != Part::Stage2 || config.prefix_cache != PrefixCacheMode::Disk || self.model.on_card() {
+        if part != Part::Stage2 || self.model.on_card() {
             return Ok(None);
         }
-        let Some(plan) = Plan::new(config.prefix_cache, config.prefix_cache_bytes, 0, &path) else { return Ok(None) };
+        let plan = match config.prefix_cache {
+            PrefixCacheMode::Off => None,
+            PrefixCacheMode::Auto if path.exists() => {
+                Plan::new(PrefixCacheMode::Disk, config.prefix_cache_bytes, 0, &path)
+            }
+            PrefixCacheMode::Disk => Plan::new(PrefixCacheMode::Disk, config.prefix_cache_bytes, 0, &path),
+            // Rounded alike, but nothing comes twice: nothing is kept.
+            PrefixCacheMode::Memory | PrefixCacheMode::Auto => Some(Plan { disk: false, limit: 0, needed: 0 }),
+        };
+        let Some(plan) = plan else { return Ok(None) };
         Ok(Some(PrefixCache::open(&self.model, Some(&trained.tensors.lora), plan, &path)?))
     }
 

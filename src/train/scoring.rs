@@ -137,8 +137,8 @@ impl<'a> Scorer<'a> {
         Scorer { pipeline, trained, part, known, liked, workspace: Workspace::default(), prefixes: None }
     }
 
-    /// With the keys and values that the run keeps on disk, if it does. For rows as they come; candidates of one user share more
-    /// among themselves than what is kept.
+    /// With the prefix cache of the run, if it has one ([`Pipeline::prefixes`]). For rows as they come: candidates of one user share
+    /// more among themselves than what is kept.
     pub fn with_prefixes(mut self, run: &Path) -> Result<Self, Error> {
         self.prefixes = self.pipeline.prefixes(run, self.part, self.trained)?;
         Ok(self)

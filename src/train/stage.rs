@@ -126,7 +126,9 @@ impl Stage<'_> {
         }
         let all = rows.iter().zip([self.train, self.valid]).flat_map(|(rows, set)| rows.iter().map(|&r| set.get(r)));
         let needed = prefix_cache::needed(model, all.map(|p| &p.ids[..frozen_tokens(&p)]));
-        let Some(plan) = Plan::new(config.prefix_cache, config.prefix_cache_bytes, needed, path) else { return Ok(None) };
+        let Some(plan) = Plan::new(config.prefix_cache, config.prefix_cache_bytes, needed, path) else {
+            return Ok(None);
+        };
         if model.on_card() {
             let what = "is for the CPU so far; set it off to train on a card".to_string();
             return Err(Error::Config { origin: format!("{}.prefix_cache", self.name), what });
@@ -197,10 +199,8 @@ impl Stage<'_> {
             }
         }
         let outcome = trainer.outcome()?;
-        let mut message = format!(
-            "{} steps, best valid AUC {:.4} at step {}",
-            outcome.steps, outcome.best_auc, outcome.best_step
-        );
+        let mut message =
+            format!("{} steps, best valid AUC {:.4} at step {}", outcome.steps, outcome.best_auc, outcome.best_step);
         if let Some((cache, _)) = &trainer.prefixes {
             let (found, computed) = cache.counts();
             message += &format!("; of the prefixes asked for, {found} were kept and {computed} computed");

@@ -317,7 +317,7 @@ pub fn dropped_once(model: &Model, lora: &LoraTensors) -> [Found; 3] {
         }
         batch
     });
-    let mut shared = |runs: &[_]| {
+    let shared = |runs: &[_]| {
         train_alike(model, lora, from, dropout, &sharing, runs, |refs, run| {
             PackedBatch::grouped(&refs[run.clone()], &sharing.groups, 1, from, run.start, Vec::new())
         })

@@ -69,8 +69,7 @@ fn a_killed_run_ends_in_the_same_bits() {
     assert_eq!(curve(&killed), curve(&whole));
 }
 
-const REUSE: [&str; 4] =
-    ["--set", "stage1.group=shuffle-groups", "--set", "stage2.group=shuffle-groups"];
+const REUSE: [&str; 4] = ["--set", "stage1.group=shuffle-groups", "--set", "stage2.group=shuffle-groups"];
 
 /// With shuffled groups and a prefix cache: on disk and killed, or in memory in one piece, and on any number of threads.
 #[test]
