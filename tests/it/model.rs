@@ -407,7 +407,7 @@ fn kept_keys_and_values_stand_for_the_frozen_text() {
     for (disk, limit) in [(false, needed), (false, needed / 2), (false, 0), (true, 1 << 20), (true, 1 << 20)] {
         let plan = Plan { disk, limit, needed };
         let mut cache = PrefixCache::open(&model, Some(&lora), plan, &path).unwrap();
-        for runs in [&[0..5][..], &[0..2, 2..5]] {
+        for runs in [&all_of(5)[..], &[0..2, 2..5]] {
             let found = train_alike(&model, &lora, from, None, &sharing, runs, |refs, run| {
                 let refs = &refs[run.clone()];
                 let firsts = within(&sharing.groups, run.clone()).map(|(_, members)| refs[members.start - run.start]);
