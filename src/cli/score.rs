@@ -48,7 +48,7 @@ pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     let pipeline = Pipeline::open(config, device, &cache_dir(), progress.clone())?;
     let part = if args.stage == Stage::Stage1 { Part::Stage1 } else { Part::Stage2 };
     let trained = pipeline.trained(&args.run, part)?;
-    let mut scorer = Scorer::new(&pipeline, &trained, part);
+    let mut scorer = Scorer::new(&pipeline, &trained, part).with_prefixes(&args.run)?;
     let mut writer = ScoreWriter::create(&args.out, &["uid", "iid"])?;
     match (&args.rows, &args.split) {
         (Some(path), _) => {

@@ -141,6 +141,11 @@ impl Model {
         }
     }
 
+    /// Is it on a card?
+    pub fn on_card(&self) -> bool {
+        matches!(self.backend, Backend::Cuda(_))
+    }
+
     /// Bytes allocated on the card that holds the model.
     pub fn cuda_allocated(&self) -> usize {
         match &self.backend {
@@ -194,6 +199,27 @@ impl Model {
             Backend::Cpu(m) => m.logits(y),
             Backend::Cuda(m) => m.logits(y)?,
         })
+    }
+
+    /// Rotated keys and values of the rows of a batch without slots, of each block `[n_rows, 2 · kv_width]`; `None` on a card.
+    pub fn keys_values(
+        &self,
+        lora: Option<&LoraTensors>,
+        batch: &PackedBatch,
+        workspace: &mut Workspace,
+    ) -> Option<Vec<Vec<half::f16>>> {
+        match &self.backend {
+            Backend::Cpu(m) => Some(m.keys_values(lora, batch, &mut workspace.cpu)),
+            Backend::Cuda(_) => None,
+        }
+    }
+
+    /// The same model with an adapter added to its weights in float32; `None` on a card, whose weights would round it to their type.
+    pub fn merged(&self, lora: &LoraTensors) -> Option<Model> {
+        match &self.backend {
+            Backend::Cpu(m) => Some(Model { backend: Backend::Cpu(Box::new(m.merged(lora))) }),
+            Backend::Cuda(_) => None,
+        }
     }
 
     /// Forward and backward over one (micro-)batch. Returns the scores and the sum of the rows' losses.

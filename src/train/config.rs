@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::layers::{Fault, Layers};
+use super::order::Grouping;
 use super::schedule::{Schedule, ScheduleKind};
 use crate::collab::CollabConfig;
 use crate::device::ops::Loss;
 use crate::llm::peft::{TARGETS, Target};
+use crate::llm::prefix_cache::PrefixCacheMode;
 use crate::prompt::{PromptStyle, Template};
 
 /// A resolved experiment. Defaults are the official values for ML-1M where there are any (reference, section 5).
@@ -134,6 +136,14 @@ pub struct StageConfig {
     pub train_cie: bool,
     /// PARITY: the official stage 2 freezes the adapter but leaves its dropout on. Off by default.
     pub frozen_lora_dropout: bool,
+    /// What a pass over train shuffles: rows (`off`), or groups of rows that begin alike, whose prefix is then computed once
+    /// (`shuffle-groups`). Dropout drops a shared token once for all rows that share it.
+    pub group: Grouping,
+    /// Where the keys and values of the text before the first slot are kept while the adapter is frozen, rounded to f16: `off`
+    /// (computed in every pass, exact), `memory`, `disk` (in the run directory) or `auto`. On the CPU only.
+    pub prefix_cache: PrefixCacheMode,
+    /// Most bytes of it; 0: half of the memory available, or of the disk free.
+    pub prefix_cache_bytes: u64,
 }
 
 /// `[eval]`
@@ -215,6 +225,9 @@ impl Default for StageConfig {
             train_lora: false,
             train_cie: false,
             frozen_lora_dropout: false,
+            group: Grouping::Off,
+            prefix_cache: PrefixCacheMode::Off,
+            prefix_cache_bytes: 0,
         }
     }
 }
@@ -378,6 +391,15 @@ impl StageConfig {
             return Err((
                 key("min_lr"),
                 format!("is {min}, above {name}.learning_rate = {top}: the rate would rise; lower it"),
+            ));
+        }
+        if self.prefix_cache != PrefixCacheMode::Off && (self.train_lora || self.frozen_lora_dropout) {
+            let which = if self.train_lora { "train_lora" } else { "frozen_lora_dropout" };
+            return Err((
+                key("prefix_cache"),
+                format!(
+                    "is on, but with {name}.{which} the text before the first slot differs in every step; set it off"
+                ),
             ));
         }
         if !self.train_lora && !self.train_cie {

@@ -6,6 +6,7 @@ pub mod import;
 mod layers;
 pub mod memory;
 mod official_keys;
+pub mod order;
 pub mod pipeline;
 pub mod ranking;
 pub mod run_dir;

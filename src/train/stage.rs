@@ -3,7 +3,7 @@
 //! Everything random is a function of (seed, pass or step), and the state between steps is the checkpoint: a stage that dies and
 //! is resumed ends in the same bits as one that did not.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -11,18 +11,20 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::config::{Config, StageConfig};
+use super::order::{Grouping, Order};
 use super::run_dir::RunDir;
 use super::state::TrainState;
-use super::trainable::{Trainable, packed, score_with};
+use super::trainable::{Together, Trainable, score_with};
 use crate::checkpoint::{Checkpoint, Tensor, take_tensor};
 use crate::collab::{Collaborative, SlotVectors};
 use crate::data::Dataset;
 use crate::device::cpu::optimizer::{Adam, Decay};
 use crate::device::ops::Dropout;
 use crate::eval::metrics::evaluate;
-use crate::llm::batch::{GradientFrom, micro_batches};
+use crate::llm::batch::{GradientFrom, frozen_tokens, micro_batches};
 use crate::llm::cuda::{Demand, MicroBatch, Rules};
 use crate::llm::model::Model;
+use crate::llm::prefix_cache::{self, Plan, PrefixCache, PrefixCacheMode};
 use crate::progress::Progress;
 use crate::prompt::PromptSet;
 use crate::rng::Rng;
@@ -101,15 +103,45 @@ impl Stage<'_> {
         if self.config.train_lora || self.drops() { GradientFrom::Start } else { GradientFrom::FirstSlot }
     }
 
-    /// The largest micro-batch, and the largest batch of an evaluation.
-    fn demand(&self) -> Demand<'static> {
-        let largest = |set: &PromptSet, most: usize| {
-            let lengths = || (0..set.len()).map(|i| set.tokens(i));
-            let tokens = most.max(lengths().max().unwrap_or(0));
-            (tokens, tokens.div_ceil(lengths().min().unwrap_or(1).max(1)))
+    fn order(&self) -> Order {
+        let seed = self.experiment.seed;
+        let rows = limited_rows(self.train.len(), self.config.rows, seed);
+        match self.config.group {
+            Grouping::Off => Order::of_rows(rows, seed),
+            Grouping::ShuffleGroups => Order::of_groups(rows, &self.data.train, self.train, self.gradient_from(), seed),
+        }
+    }
+
+    /// Opens the cache of frozen text that the settings ask for, and says how it is used. `rows`: of train and valid that it is for;
+    /// `path`: of its file.
+    fn prefixes<'a>(
+        &'a self,
+        start: &'a Trainable,
+        rows: [&[usize]; 2],
+        path: &Path,
+    ) -> Result<Option<(PrefixCache<'a>, Plan)>, Error> {
+        let (model, config) = (self.model, self.config);
+        if model.on_card() && config.prefix_cache == PrefixCacheMode::Auto {
+            return Ok(None);
+        }
+        let all = rows.iter().zip([self.train, self.valid]).flat_map(|(rows, set)| rows.iter().map(|&r| set.get(r)));
+        let needed = prefix_cache::needed(model, all.map(|p| &p.ids[..frozen_tokens(&p)]));
+        let Some(plan) = Plan::new(config.prefix_cache, config.prefix_cache_bytes, needed, path) else {
+            return Ok(None);
         };
-        let (tokens, prompts) = largest(self.train, self.config.micro_batch_tokens);
-        let (score_tokens, _) = largest(self.valid, self.experiment.eval.batch_tokens);
+        if model.on_card() {
+            let what = "is for the CPU so far; set it off to train on a card".to_string();
+            return Err(Error::Config { origin: format!("{}.prefix_cache", self.name), what });
+        }
+        Ok(Some((PrefixCache::open(model, Some(&start.lora), plan, path)?, plan)))
+    }
+
+    /// The largest micro-batch, and the largest batch of an evaluation.
+    fn demand(&self, order: &Order) -> Demand<'static> {
+        let longest = |set: &PromptSet| (0..set.len()).map(|i| set.tokens(i)).max().unwrap_or(0);
+        let tokens = self.config.micro_batch_tokens.max(longest(self.train));
+        let prompts = tokens.div_ceil(order.shortest_own(self.train));
+        let score_tokens = self.experiment.eval.batch_tokens.max(longest(self.valid));
         // Prompts that share a prefix cost no more than their own tokens.
         let score_prompts = score_tokens.div_ceil(8);
         let frozen = self.gradient_from() == GradientFrom::FirstSlot;
@@ -123,6 +155,9 @@ impl Stage<'_> {
         run.rewind(self.name, trainer.resumed.then_some(trainer.state.step))?;
         let total = self.config.steps_per_epoch * self.config.max_epochs;
         if let Some(plan) = trainer.learned.plan() {
+            progress.line(&format!("{}: {plan}", self.name));
+        }
+        if let Some((_, plan)) = &trainer.prefixes {
             progress.line(&format!("{}: {plan}", self.name));
         }
         let task = progress.task(self.name, total);
@@ -168,10 +203,13 @@ impl Stage<'_> {
             }
         }
         let outcome = trainer.outcome()?;
-        task.finish(&format!(
-            "{} steps, best valid AUC {:.4} at step {}",
-            outcome.steps, outcome.best_auc, outcome.best_step
-        ));
+        let mut message =
+            format!("{} steps, best valid AUC {:.4} at step {}", outcome.steps, outcome.best_auc, outcome.best_step);
+        if let Some((cache, _)) = &trainer.prefixes {
+            let (found, computed) = cache.counts();
+            message += &format!("; of the prefixes asked for, {found} were kept and {computed} computed");
+        }
+        task.finish(&message);
         Ok(outcome)
     }
 }
@@ -191,7 +229,8 @@ struct Trainer<'a> {
     /// What fills the slots of train and of valid_small.
     vectors: [Option<SlotVectors<'a>>; 2],
     state: State,
-    rows: Vec<usize>,
+    order: Order,
+    prefixes: Option<(PrefixCache<'a>, Plan)>,
     valid_rows: Vec<usize>,
     /// Goes on from a checkpoint.
     resumed: bool,
@@ -200,24 +239,27 @@ struct Trainer<'a> {
 impl<'a> Trainer<'a> {
     fn new(stage: &'a Stage<'a>, start: &'a Trainable, dir: PathBuf) -> Result<Self, Error> {
         let (config, seed) = (stage.config, stage.experiment.seed);
-        let rows = limited_rows(stage.train.len(), config.rows, seed);
-        if rows.len() < config.batch_rows && config.batch_tokens == 0 {
+        let order = stage.order();
+        if order.len() < config.batch_rows && config.batch_tokens == 0 {
             let what = format!(
                 "{} train rows for batches of {}; lower {}.batch_rows",
-                rows.len(),
+                order.len(),
                 config.batch_rows,
                 stage.name
             );
             return Err(Error::Config { origin: stage.name.into(), what });
         }
+        let valid_rows = limited_rows(stage.valid.len(), stage.experiment.eval.valid_rows, seed);
+        let prefixes = stage.prefixes(start, [order.rows(), &valid_rows], &dir.with_file_name("prefixes.kv"))?;
         let mut trainer = Trainer {
             start,
-            learned: TrainState::new(stage.model, start, stage.rules(), &stage.demand())?,
+            learned: TrainState::new(stage.model, start, stage.rules(), &stage.demand(&order))?,
             vectors: [&stage.data.train, &stage.data.valid_small]
                 .map(|samples| stage.collab.map(|c| c.slot_vectors(samples))),
             state: State { step: 0, pass: 0, batch: 0, adam_step: 0, best_auc: -1.0, best_step: 0, finished: false },
-            rows,
-            valid_rows: limited_rows(stage.valid.len(), stage.experiment.eval.valid_rows, seed),
+            order,
+            prefixes,
+            valid_rows,
             resumed: false,
             stage,
             dir,
@@ -283,8 +325,7 @@ impl<'a> Trainer<'a> {
     /// out, as `drop_last` does.
     fn batches(&self, pass: u64) -> Vec<Vec<usize>> {
         let config = self.stage.config;
-        let mut rows = self.rows.clone();
-        Rng::new(self.stage.experiment.seed, 0x0bde_0000_0000 + pass).shuffle(&mut rows);
+        let rows = self.order.pass(pass);
         if config.batch_tokens == 0 {
             return rows.chunks_exact(config.batch_rows).map(<[usize]>::to_vec).collect();
         }
@@ -308,13 +349,13 @@ impl<'a> Trainer<'a> {
         let rows: Vec<usize> = (0..config.accumulation).flat_map(|_| self.next_rows()).collect();
         let dropout = self.dropout();
         self.learned.begin_step(rows.len())?;
-        let from = stage.gradient_from();
-        let lengths: Vec<usize> = rows.iter().map(|&r| stage.train.tokens(r)).collect();
-        for run in micro_batches(&lengths, config.micro_batch_tokens) {
-            let first = run.start;
-            let rows_here = &rows[run];
-            let (batch, x) = packed(self.vectors[0].as_ref(), stage.train, rows_here, None, from, first);
-            let labels: Vec<f32> = rows_here.iter().map(|&r| samples.label[r].into()).collect();
+        let sharing = self.order.sharing(&rows);
+        let (vectors, prompts, from) = (self.vectors[0].as_ref(), stage.train, stage.gradient_from());
+        let together = Together { vectors, prompts, rows: &rows, sharing: &sharing, from };
+        let mut prefixes = self.prefixes.as_mut().map(|p| &mut p.0);
+        for run in together.batches(config.micro_batch_tokens, prefixes.is_some()) {
+            let (batch, x) = together.pack(run.clone(), prefixes.as_deref_mut())?;
+            let labels: Vec<f32> = rows[run].iter().map(|&r| samples.label[r].into()).collect();
             let weight = 1.0 / rows.len() as f32;
             self.learned.micro_batch(MicroBatch { batch: &batch, x: &x, labels: &labels, weight, dropout })?;
         }
@@ -337,8 +378,17 @@ impl<'a> Trainer<'a> {
         let tokens = stage.experiment.eval.batch_tokens;
         let learned = &mut self.learned;
         let scorer = |batch: &_, x: &_| learned.scores(batch, x);
-        let scores =
-            score_with(scorer, self.vectors[1].as_ref(), samples, stage.valid, &self.valid_rows, tokens, |_| ())?;
+        let prefixes = self.prefixes.as_mut().map(|p| &mut p.0);
+        let scores = score_with(
+            scorer,
+            self.vectors[1].as_ref(),
+            samples,
+            stage.valid,
+            &self.valid_rows,
+            tokens,
+            prefixes,
+            |_| (),
+        )?;
         let users: Vec<u32> = self.valid_rows.iter().map(|&i| samples.uid[i]).collect();
         let labels: Vec<u8> = self.valid_rows.iter().map(|&i| samples.label[i]).collect();
         let m = evaluate(&users, &labels, &scores)?;

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::common::{command, path, tiny_data, tiny_model};
 use crate::cuda::{link_emulator, load_emulator};
-use crate::model::{LABELS, Prompts, adapter, all, close, pass, pass_in, shared_and_not, vectors, weights};
+use crate::model::{
+    LABELS, Prompts, adapter, all, close, dropped_once, pass, pass_in, same, shared_and_not, vectors, weights,
+};
 use collm_engine::checkpoint::read_tensors;
 use collm_engine::cie::Mapping;
 use collm_engine::device::Device;
@@ -52,12 +54,16 @@ fn sharing_changes_no_score_and_no_gradient() {
     let lora = adapter(&card);
     for from in [GradientFrom::Start, GradientFrom::FirstSlot] {
         let [apart, shared] = shared_and_not(&card, &lora, from);
-        close(&shared.0, &apart.0, 1e-5, "scores");
-        close(&shared.2, &apart.2, 2e-5, "gradients of the vectors");
-        for ((name, g), (_, w)) in shared.1.named().into_iter().zip(apart.1.named()) {
-            close(g, w, 2e-5, &name);
-        }
+        same(&shared, &apart, &format!("{from:?}"));
     }
+}
+
+#[test]
+fn a_shared_token_is_dropped_once_however_the_step_is_cut() {
+    let card = on_card(Precision::F32);
+    let [whole, shared, cut] = dropped_once(&card, &adapter(&card));
+    same(&shared, &whole, "shared");
+    same(&cut, &whole, "cut within a group");
 }
 
 #[test]
@@ -238,6 +244,7 @@ impl Tiny {
             settings.push(format!("{stage}.batch_rows={rows}"));
             settings.push(format!("{stage}.steps_per_epoch={steps}"));
             settings.push(format!("{stage}.max_epochs=1"));
+            settings.push(format!("{stage}.group=shuffle-groups"));
         }
         Tiny { dir, data, model, settings }
     }

@@ -253,6 +253,9 @@ impl Workspace {
     /// Takes a batch: uploads it, packs the adapter, lists attention's work, makes room.
     pub(super) fn begin(&mut self, model: &Model, input: Input) -> Result<(), Error> {
         let cuda = &model.cuda;
+        if !input.batch.given.is_empty() {
+            return Err(Error::Shape { what: "keys and values are given, which passes on a card do not take".into() });
+        }
         let Input { lora, dropout, batch, vectors, train, fill } = input;
         self.n_given = batch.n_prompts();
         let larger = fill.then(|| filled(batch));
