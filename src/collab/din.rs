@@ -27,7 +27,7 @@ pub struct DinConfig {
     pub max_length: usize,
     /// Dropout in training, behind the MLP's hidden layers.
     pub dropout: f64,
-    /// Adam's learning rate.
+    /// Adam's learning rate. Officially (by a file's name) 1e-4; at 1e-3 the best epoch comes within a few.
     pub learning_rate: f64,
     /// Coupled L2 on everything.
     pub weight_decay: f64,
@@ -49,12 +49,12 @@ impl Default for DinConfig {
             dim: 192,
             max_length: 10,
             dropout: 0.2,
-            learning_rate: 1e-4,
+            learning_rate: 1e-3,
             weight_decay: 1e-4,
             batch_size: 2048,
             max_epochs: 5000,
             min_epochs: 0,
-            patience: 100,
+            patience: 15,
             seed: 2023,
         }
     }
