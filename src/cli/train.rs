@@ -38,7 +38,7 @@ pub struct Args {
 /// Where settings come from.
 #[derive(clap::Args)]
 pub struct Experiment {
-    /// Preset in the binary: ml-1m/collm-mf, ml-1m/collm-lightgcn, ml-100k/collm-mf.
+    /// Preset in the binary: ml-1m/collm-{mf,lightgcn,sasrec,din}, ml-100k/collm-mf.
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
     /// Configuration file (TOML), over the preset.

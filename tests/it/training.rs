@@ -223,6 +223,35 @@ fn scores_eval_and_exports() {
     assert!(out.status.success());
 }
 
+/// Models whose vectors depend on the history, from training to scores: a row's score is the same in a split and among candidates.
+#[test]
+fn sasrec_and_din_end_to_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, model) = (tiny_data(dir.path()), tiny_model(dir.path()));
+    for (name, title, settings) in [
+        ("sasrec", "SASRec", ["dim=8", "max_length=6", "batch_size=64", "max_epochs=4"]),
+        ("din", "DIN", ["dim=12", "max_length=4", "batch_size=64", "max_epochs=4"]),
+    ] {
+        let run_dir = dir.path().join(name);
+        let settings = settings.map(|s| format!("collab.{name}.{s}"));
+        let chosen = format!("collab.model={name}");
+        let mut extra = vec!["--set", &chosen];
+        settings.iter().for_each(|s| extra.extend(["--set", s]));
+        let table = ok(&train_args(&data, &model, &run_dir, &extra));
+        assert!(table.contains(&format!("| {title} |")) && table.contains(&format!("| CoLLM-{title} |")), "{table}");
+        assert!(run_dir.join("collab").join(format!("{name}.safetensors")).exists());
+        let again = ok(&["eval", "--run", path(&run_dir)]);
+        assert_eq!(again, table, "read back, the model judges the same");
+        let csv = dir.path().join(format!("{name}.csv"));
+        ok(&["score", "--run", path(&run_dir), "--split", "test", "--out", path(&csv)]);
+        let rows = dir.path().join(format!("{name}-rows.csv"));
+        ok(&["score", "--run", path(&run_dir), "--rows", path(&csv), "--out", path(&rows)]);
+        assert_eq!(std::fs::read(&csv).unwrap(), std::fs::read(&rows).unwrap());
+        let ranking = ok(&["rank", "--run", path(&run_dir), "--user", "3", "--top", "5", "--out", "-"]);
+        assert_eq!(ranking.lines().count(), 6, "{ranking}");
+    }
+}
+
 /// A user's ranking is their candidates' scores in order; what they like is left out unless asked for.
 fn rank_and_score_agree(dir: &Path, run_dir: &Path) {
     let lines = |text: &str| -> Vec<Vec<f64>> {
