@@ -8,7 +8,8 @@
 // of its own run everything up to itself. The tables that say which rows are whose are made by src/device/cuda/attention.rs.
 //
 // q, out, d_out, d_q: [n_q, n_heads · head_dim]; k, v: [n_kv, n_kv_heads · head_dim]; d_k, d_v: the same for rows from `first`
-// on; each with its own stride, rows and heads at 16-byte boundaries. lse (natural logarithm), delta: float32 [n_q, n_heads].
+// on; each with its own stride, rows and heads at 16-byte boundaries. lse (natural logarithm), delta: float32 [n_heads, n_q],
+// so that a head's are neighbours; in backward lse has all queries of the forward, and its pointer is at the first with a gradient.
 //
 // attention_forward:  reads q, k, v; writes out, lse.      A block a (query tile, head); loops over the keys the tile sees.
 // attention_delta:    reads out, d_out; writes delta.      Eight lanes a (query, head).
@@ -44,6 +45,7 @@ struct Attention {
   float* delta;
   int ld_q, ld_k, ld_v, ld_out, ld_d_out, ld_d_q, ld_d_k, ld_d_v;
   int n_q, n_heads;
+  int n_lse;                // queries of the forward
   int group;                // query heads of a kv head
   int head_dim;
   int first;                // key row of d_k's and d_v's row 0
@@ -155,7 +157,7 @@ template <int D> __device__ __forceinline__ void forward(const Attention& g) {
     sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
     sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
     const int i = m0 + lane / 4 + 8 * r;
-    if ((lane & 3) == 0 && i < t.n) g.lse[(size_t)(t.row + i) * g.n_heads + head] = highest[r] * LN2 + logf(sum[r]);
+    if ((lane & 3) == 0 && i < t.n) g.lse[(size_t)head * g.n_lse + t.row + i] = highest[r] * LN2 + logf(sum[r]);
   }
   store_rows<D>(q + m0 * LD<D>, out, 1.f / sum[0], 1.f / sum[1], g.out + (size_t)(t.row + m0) * g.ld_out + head * dim, g.ld_out,
                 t.n - m0, dim);
@@ -184,8 +186,8 @@ template <int D> __device__ __forceinline__ void backward_q(const Attention& g) 
   for (int r = 0; r < 2; r++) {
     const int i = m0 + lane / 4 + 8 * r;
     if (i < t.n) {
-      lse[r] = g.lse[(size_t)(t.row + i) * g.n_heads + head] * LOG2E;
-      delta[r] = g.delta[(size_t)(t.row + i) * g.n_heads + head];
+      lse[r] = g.lse[(size_t)head * g.n_lse + t.row + i] * LOG2E;
+      delta[r] = g.delta[(size_t)head * g.n_q + t.row + i];
     }
   }
   const int steps = key_steps(t);
@@ -262,9 +264,9 @@ template <int D> __device__ __forceinline__ void backward_kv(const Attention& g)
     load_rows<OTHER, D>(stage<D>(2, s, 1), g.d_out + (size_t)x.row * g.ld_d_out + head * dim, g.ld_d_out, x.n, dim);
     const int i = threadIdx.x % OTHER;
     if (threadIdx.x < 2 * OTHER) {
-      const float* const from = (threadIdx.x < OTHER ? g.lse : g.delta) + (size_t)x.row * g.n_heads + head;
+      const float* const from = (threadIdx.x < OTHER ? g.lse + (size_t)head * g.n_lse : g.delta + (size_t)head * g.n_q) + x.row;
       const bool inside = i < x.n;
-      copy4(numbers + s * 2 * OTHER + threadIdx.x, inside ? from + (size_t)i * g.n_heads : from, inside);
+      copy4(numbers + s * 2 * OTHER + threadIdx.x, inside ? from + i : from, inside);
     }
   };
 
@@ -324,7 +326,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) NAMED(attention_delta)(con
   const int item = blockIdx.x * (THREADS / 8) + threadIdx.x / 8;
   float sum = 0.f;
   if (item < g.n_q * g.n_heads) {
-    const int row = item / g.n_heads, at = item % g.n_heads * g.head_dim;
+    const int row = item % g.n_q, at = item / g.n_q * g.head_dim;
     for (int c = (threadIdx.x & 7) * VEC; c < g.head_dim; c += 8 * VEC) {
       float x[VEC], y[VEC];
       load_vec(g.out + (size_t)row * g.ld_out + at + c, x);

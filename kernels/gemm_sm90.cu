@@ -125,7 +125,7 @@ __device__ __forceinline__ void gemm(const CUtensorMap* map_a, const CUtensorMap
       const int column = n0 + part * SLAB + chunk * 8;
 #pragma unroll
       for (int p0 = 0; p0 < 4; p0 += AHEAD<EPILOGUE>) {
-        Fetched<EPILOGUE> fetched[AHEAD<EPILOGUE>];
+        Fetched<EPILOGUE, 8> fetched[AHEAD<EPILOGUE>];
 #pragma unroll
         for (int p = 0; p < AHEAD<EPILOGUE>; p++) {
           const int row = m0 + (p0 + p) * 4 + lane / 8;

@@ -3,8 +3,8 @@
 //   y = x · r · w,  z = y · yes  (or y · (yes − no)),  loss = log(1 + e^z) − label z,  d_z = weight (σ(z) − label)
 //   d_x = r (g − x r² mean(g · x)) with g = d_z (yes [− no]) · w
 //
-// Read: x [n, ldx], the last positions' residual stream; w, yes, no [width]; labels [n]. Written: scores, losses [n] float32, d_x
-// [n, ldd] and y [n, width] where their pointers are not null. If the product before had an adapter, x += u Bᵀ first (written
+// Read: x [n, ldx], the last positions' residual stream; w, yes, no [width]; labels, weights [n]. Written: scores, losses [n] float32,
+// d_x [n, ldd] and y [n, width] where their pointers are not null. If the product before had an adapter, x += u Bᵀ first (written
 // back). Width a multiple of 8, at most 8192.
 #include "lora.cuh"
 #include "reduce.cuh"
@@ -19,12 +19,13 @@ struct Head {
   const elem* yes;
   const elem* no;  // null: the raw logit of "Yes"
   const float* labels;
+  const float* weights;
   float* scores;
   float* losses;
   elem* d_x;
   elem* y;
   int ldx, ldd, width;
-  float eps, weight;
+  float eps;
   Adapter lora;
 };
 
@@ -82,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) NAMED(yes_head)(const _
   const float label = p.labels[n], e = expf(-fabsf(z));
   if (threadIdx.x == 0) p.losses[n] = fmaxf(z, 0.f) - label * z + log1pf(e);
   const float larger = 1.f / (1.f + e), yes = z < 0.f ? e * larger : larger, no = z < 0.f ? larger : e * larger;
-  const float d_z = p.weight * ((1.f - label) * yes - label * no), c = sum / p.width * r * r;
+  const float d_z = p.weights[n] * ((1.f - label) * yes - label * no), c = sum / p.width * r * r;
 #pragma unroll
   for (int s = 0; s < SPANS; s++) {
     const int at = s * SPAN + threadIdx.x * 8;

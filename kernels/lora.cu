@@ -1,5 +1,6 @@
 // LoRA's own kernels: packing the float32 masters, d_u where no other kernel can give it, and the gradients of A and B.
 #include "lora.cuh"
+#include "mask.cuh"
 #include "mma.cuh"
 #include "reduce.cuh"
 
@@ -17,7 +18,13 @@ struct Pack {
 // Grid: entries × 64; block: 256.
 extern "C" __global__ void __launch_bounds__(256) NAMED(lora_pack)(const Pack* __restrict__ table) {
   __shared__ float square[32][33];
-  const Pack p = table[blockIdx.x];
+  __shared__ Pack p;
+  static_assert(sizeof(Pack) % 4 == 0, "whole words");
+  // Read once a block, not by every warp.
+  if (threadIdx.x < sizeof(Pack) / 4) {
+    reinterpret_cast<uint32_t*>(&p)[threadIdx.x] = reinterpret_cast<const uint32_t*>(table + blockIdx.x)[threadIdx.x];
+  }
+  __syncthreads();
   const int x = threadIdx.x % 32, across = (p.columns_padded + 31) / 32, squares = (p.rows_padded + 31) / 32 * across;
   const bool transposed = p.row_step < p.column_step;
   for (int i = blockIdx.y; i < squares; i += gridDim.y) {
@@ -67,14 +74,14 @@ extern "C" __global__ void __launch_bounds__(256, 3)
 }
 
 // Gradients: G[r, c] = Σ_t U[t, r] · drop(X)[t, c] over the rows t, for d_A (U = d_u, X = the input, dropped) and d_B (U = u,
-// X = d_y, stored transposed and scaled). Each block sums `rows_per_split` rows of one span of 64 columns into `partials`
-// [splits, 64-column spans, RANK, 64]; lora_grad_sum adds the splits in their order.
+// X = d_y, stored transposed and scaled). Each block sums `rows_per_split` rows of one span of COLUMNS columns into
+// `partials` [splits, spans, RANK, COLUMNS]; lora_grad_sum adds the splits in their order.
 //
-// U: [n, ldu], rank columns of which are used (a multiple of 8, at most 64); X: [n, ldx], columns a multiple of 8. The mask
-// is mask.cu's. Grid: column spans × splits; block: 128 threads, each warp 16 columns.
+// U: [n, ldu], rank columns of which are used (a multiple of 8, at most 64); X: [n, ldx], columns a multiple of 8. The mask is
+// mask.cu's; what it keeps is scaled by lora_grad_sum. Grid: column spans × splits; block: 128 threads, each warp a quarter of the span.
 constexpr int RANK = 64;
 constexpr int STEP = 32;
-constexpr int COLUMNS = 64;
+constexpr int COLUMNS = 128;
 
 struct Grad {
   const elem* u;
@@ -82,8 +89,7 @@ struct Grad {
   const uint32_t* mask;
   float* partials;
   int ldu, ldx, n, rank, columns, rows_per_split;
-  int mask_words, mask_quarter;
-  float mask_scale;
+  MaskLayout mask_layout;
 };
 
 template <int MI> __device__ __forceinline__ void lora_grad(const Grad& g) {
@@ -92,7 +98,8 @@ template <int MI> __device__ __forceinline__ void lora_grad(const Grad& g) {
   __shared__ __align__(128) elem x_tile[STEP * COLUMNS];
   const int c0 = blockIdx.x * COLUMNS, warp = threadIdx.x / 32, lane = threadIdx.x & 31;
   const int first = blockIdx.y * g.rows_per_split, last = min(g.n, first + g.rows_per_split);
-  float acc[MI][2][4] = {};
+  constexpr int OWN = COLUMNS / 4, NJ = OWN / 8;
+  float acc[MI][NJ][4] = {};
   for (int t0 = first; t0 < last; t0 += STEP) {
     __syncthreads();
     for (int i = threadIdx.x; i < STEP * R / VEC; i += 128) {
@@ -107,31 +114,31 @@ template <int MI> __device__ __forceinline__ void lora_grad(const Grad& g) {
     }
     copies_commit();
     copies_wait<0>();
-    __syncthreads();
     if (g.mask) {
-      for (int i = threadIdx.x; i < STEP * COLUMNS; i += 128) {
-        const int t = i / COLUMNS, feature = c0 + i % COLUMNS;
-        if (t0 + t >= last || feature >= g.columns) continue;
-        const int q = g.mask_quarter, section = (feature >= q) + (feature >= 2 * q) + (feature >= 3 * q);
-        const int bit = feature - section * q;
-        const bool kept = g.mask[((size_t)(t0 + t) * 4 + section) * g.mask_words + bit / 32] >> (bit & 31) & 1;
-        elem& x = x_tile[tile_at<COLUMNS>(t, i % COLUMNS)];
-        x = narrow<elem>(kept ? widen(x) * g.mask_scale : 0.f);
+      // Each thread what it copied itself.
+      for (int i = threadIdx.x; i < STEP * COLUMNS / VEC; i += 128) {
+        const int t = i / (COLUMNS / VEC), c = i % (COLUMNS / VEC) * VEC;
+        if (t0 + t >= last) continue;
+        uint4* const chunk = reinterpret_cast<uint4*>(x_tile + tile_at<COLUMNS>(t, c));
+        uint4 x = *chunk;
+        drop(x, kept32(g.mask, g.mask_layout, t0 + t, c0 + (c & ~31)) >> (c & 31));
+        *chunk = x;
       }
-      __syncthreads();
     }
+    __syncthreads();
 #pragma unroll
-    for (int kk = 0; kk < STEP; kk += 16) mma_step<MI, 2, Major::MN, R, Major::MN, COLUMNS>(acc, u_tile, 0, x_tile, warp * 16, kk);
+    for (int kk = 0; kk < STEP; kk += 16) mma_step<MI, NJ, Major::MN, R, Major::MN, COLUMNS>(acc, u_tile, 0, x_tile, warp * OWN, kk);
   }
   float* const out = g.partials + ((size_t)blockIdx.y * gridDim.x + blockIdx.x) * RANK * COLUMNS;
 #pragma unroll
   for (int i = 0; i < MI; i++) {
 #pragma unroll
-    for (int j = 0; j < 2; j++) {
+    for (int j = 0; j < NJ; j++) {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const int r = i * 16 + lane / 4 + h * 8, c = warp * 16 + j * 8 + (lane & 3) * 2;
-        *reinterpret_cast<float2*>(out + r * COLUMNS + c) = make_float2(acc[i][j][2 * h], acc[i][j][2 * h + 1]);
+        const int r = i * 16 + lane / 4 + h * 8, c = warp * OWN + j * 8 + (lane & 3) * 2;
+        // One store of both: as a plain assignment it is taken apart.
+        if (r < g.rank) __stcg(reinterpret_cast<float2*>(out + r * COLUMNS + c), make_float2(acc[i][j][2 * h], acc[i][j][2 * h + 1]));
       }
     }
   }
@@ -145,13 +152,14 @@ extern "C" __global__ void __launch_bounds__(128) NAMED(lora_grad_64)(const __gr
 extern "C" __global__ void __launch_bounds__(256)
     NAMED(lora_grad_sum)(const float* __restrict__ partials, float* __restrict__ to, int splits, int rank, int columns,
                          int transposed, float scale, int stride, int offset) {
-  __shared__ float totals[RANK][COLUMNS + 1];
-  const int c0 = blockIdx.x * COLUMNS;
+  // So padded that neighbours in either order lie in different banks.
+  __shared__ float totals[RANK * (COLUMNS + 1)];
+  const int ld = COLUMNS + max(1, 32 / rank), c0 = blockIdx.x * COLUMNS;
   for (int i = threadIdx.x; i < rank * COLUMNS; i += 256) {
     const int r = i / COLUMNS, column = i % COLUMNS;
     float sum = 0.f;
     for (int s = 0; s < splits; s++) sum += partials[(((size_t)s * gridDim.x + blockIdx.x) * RANK + r) * COLUMNS + column];
-    totals[r][column] = sum;
+    totals[r * ld + column] = sum;
   }
   __syncthreads();
   const int places = columns / stride;
@@ -160,6 +168,6 @@ extern "C" __global__ void __launch_bounds__(256)
     const int r = transposed ? i % rank : i / COLUMNS, column = transposed ? i / rank : i % COLUMNS, c = c0 + column;
     if (c >= columns || c % stride != offset) continue;
     const int place = c / stride;
-    to[transposed ? (size_t)place * rank + r : (size_t)r * places + place] += scale * totals[r][column];
+    to[transposed ? (size_t)place * rank + r : (size_t)r * places + place] += scale * totals[r * ld + column];
   }
 }

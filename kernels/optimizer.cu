@@ -9,7 +9,7 @@
 // equal gradients that are not clipped the bits are the CPU's. Sums of squares are float64 and in a fixed order. The norm never
 // visits the host on its way to the step; where it is not finite, weights and moments stay as they are.
 //
-// Every tensor is cut into chunks of at most CHUNK elements, each at a 16-byte boundary; a block takes one. Read: chunks, g, norm.
+// Every tensor is cut into chunks of at most CHUNK elements, each at a 16-byte boundary; a block takes one. Read: chunks, g, norm, step.
 // Read and written: w, m, v. Written: partial [chunks], norm [2] = norm and clip, g (zeroed if asked for). Grid: chunks (finish: 1);
 // block: THREADS.
 #include "element.cuh"
@@ -91,7 +91,8 @@ __device__ __forceinline__ Element update(float w, float g, float m, float v, co
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    NAMED(adam)(const Chunk* __restrict__ chunks, const double* __restrict__ norm, const __grid_constant__ Step s) {
+    NAMED(adam)(const Chunk* __restrict__ chunks, const double* __restrict__ norm, const Step* __restrict__ step) {
+  const Step s = *step;
   const Chunk c = chunks[blockIdx.x];
   if (!isfinite(norm[0])) return;
   const float clip = (float)norm[1];

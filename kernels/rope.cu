@@ -80,41 +80,54 @@ template <int G, bool BACKWARD> __device__ __forceinline__ void rope(const Rope&
     const elem* u[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; r++) u[r] = row[r] + part.lora.column;
-    if (!BACKWARD || part.turned) {
+    // Loads an item, its two halves of a head, of all rows; stores it.
+    auto load = [&](int first, float (&a)[ROWS][G], float (&b)[ROWS][G]) {
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        load_n<G>(row[r] + part.column + first, a[r]);
+        load_n<G>(row[r] + part.column + first + half, b[r]);
+      }
+    };
+    auto store = [&](int first, const float (&a)[ROWS][G], const float (&b)[ROWS][G]) {
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) {
+        if (row0 + r >= p.n) break;
+        store_n<G>(row[r] + part.column + first, a[r]);
+        store_n<G>(row[r] + part.column + first + half, b[r]);
+      }
+    };
+    if (!BACKWARD || part.lora.rank == 0) {
       for (int item = threadIdx.x; item < items; item += THREADS) {
         const int i = item % groups * G, first = item / groups * p.head_dim + i;
         float a[ROWS][G], b[ROWS][G];
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-          load_n<G>(row[r] + part.column + first, a[r]);
-          load_n<G>(row[r] + part.column + first + half, b[r]);
-        }
+        load(first, a, b);
         if (!BACKWARD && part.lora.rank) {
           add_lora<ROWS, G>(a, u, part.lora.b + first, out, part.lora.rank);
           add_lora<ROWS, G>(b, u, part.lora.b + first + half, out, part.lora.rank);
         }
         if (part.turned) turn<G>(a, b, angles, i / G, BACKWARD ? -1.f : 1.f);
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-          if (row0 + r >= p.n) break;
-          store_n<G>(row[r] + part.column + first, a[r]);
-          store_n<G>(row[r] + part.column + first + half, b[r]);
-        }
+        store(first, a, b);
       }
-    }
-    if (BACKWARD && part.lora.rank) {
-      // d_u = d_y B. The same thread reads what it wrote: no barrier in between.
+    } else {
+      // d_u = d_y B, of the turned gradient as it is stored. Further eights of the rank read what the same thread wrote.
       for (int k = 0; k < part.lora.rank; k += 8) {
         float sum[ROWS][8] = {};
         for (int item = threadIdx.x; item < items; item += THREADS) {
-          const int first = item / groups * p.head_dim + item % groups * G;
+          const int i = item % groups * G, first = item / groups * p.head_dim + i;
+          float a[ROWS][G], b[ROWS][G];
+          load(first, a, b);
+          if (k == 0 && part.turned) {
+            turn<G>(a, b, angles, i / G, -1.f);
 #pragma unroll
-          for (int h = 0; h < 2; h++) {
-            float d[ROWS][G];
+            for (int r = 0; r < ROWS; r++) {
 #pragma unroll
-            for (int r = 0; r < ROWS; r++) load_n<G>(row[r] + part.column + first + h * half, d[r]);
-            add_d_u<ROWS, G>(sum, d, part.lora.b + (size_t)k * out + first + h * half, out);
+              for (int c = 0; c < G; c++) a[r][c] = rounded(a[r][c]), b[r][c] = rounded(b[r][c]);
+            }
+            store(first, a, b);
           }
+          const elem* const from = part.lora.b + (size_t)k * out + first;
+          add_d_u<ROWS, G>(sum, a, from, out);
+          add_d_u<ROWS, G>(sum, b, from + half, out);
         }
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {

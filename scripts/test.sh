@@ -14,8 +14,9 @@ for component in fmt clippy; do
 done
 say "format"; cargo fmt --all --check
 say "lints"; cargo clippy --release --all-targets --quiet -- -D warnings
-# The emulator by itself: with --workspace its features would be added to the engine's, and all of arrow built again.
-cargo clippy --release -p cuda-emulator --all-targets --quiet -- -D warnings
+# The emulator and the stand-in by themselves: with --workspace their features would be added to the engine's, and all of arrow
+# built again.
+cargo clippy --release -p cuda-emulator -p cublaslt-standin --all-targets --quiet -- -D warnings
 say "documentation"; RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --quiet
-RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --quiet -p cuda-emulator
+RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --quiet -p cuda-emulator -p cublaslt-standin
 say "tests"; cargo test --release --quiet; cargo test --release --quiet -p cuda-emulator

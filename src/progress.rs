@@ -1,7 +1,7 @@
 //! Progress: bars with ETA on a terminal, plain lines otherwise, nothing in tests.
 
 use std::io::IsTerminal;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -17,13 +17,28 @@ enum Kind {
     Silent,
 }
 
+/// The bars on the terminal, for [`note`].
+static BARS: OnceLock<MultiProgress> = OnceLock::new();
+
+/// A line on stderr from where no [`Progress`] is at hand; bars stay whole.
+pub fn note(text: &str) {
+    match BARS.get() {
+        // As in `Progress::line`.
+        Some(bars) => _ = bars.println(text),
+        None => eprintln!("{text}"),
+    }
+}
+
 /// Seconds between two lines of one task.
 const LINE_EVERY: Duration = Duration::from_secs(15);
 
 impl Progress {
     /// Bars if stderr is a terminal, else lines on stderr.
     pub fn auto() -> Self {
-        Progress(if std::io::stderr().is_terminal() { Kind::Bars(MultiProgress::new()) } else { Kind::Lines })
+        if !std::io::stderr().is_terminal() {
+            return Progress(Kind::Lines);
+        }
+        Progress(Kind::Bars(BARS.get_or_init(MultiProgress::new).clone()))
     }
 
     /// Nothing.

@@ -1,15 +1,16 @@
 // What the matrix products of all cards share (gemm.cu, gemm_sm90.cu): their arguments, the order of tiles, the epilogues.
 #pragma once
 #include "element.cuh"
+#include "mask.cuh"
 
 // M tiles that are walked before the next N tile.
 constexpr int GROUP = 8;
 
-// Columns of C (nt) or steps of K (nn) that need treatment of their own.
+// Columns of C (nt) or steps of K (nn) of an adapter whose input is dropped out.
 struct Region {
   int first, last;       // [first, last)
   int tile;              // nt: number of the first tile
-  const uint32_t* mask;  // dropout of this adapter's input, null for none
+  const uint32_t* mask;
 };
 
 struct Gemm {
@@ -24,22 +25,14 @@ struct Gemm {
   int m, n, k;
   int b_rows;
   int lda, ldb, ldb_tail, ldc, ld_addend, ld_gate_up, ld_act;
-  int mask_words;       // words of a quarter of a mask row
-  int mask_quarter;     // features of a quarter
+  MaskLayout mask_layout;
   float mask_scale;     // 1 / (1 − p)
   int n_regions;
-  int n_tiles;          // nt: tiles of all regions
+  int n_tiles;          // nt: tiles of the plain columns and of all regions
+  int plain_n;          // nt: columns before the regions
   int k_last;           // nn: the unmasked steps of K come before
   Region regions[4];
 };
-
-// True if the adapter's input element (row, feature) is kept. Layout: mask.cu.
-__device__ __forceinline__ bool kept(const Gemm& g, const uint32_t* mask, int row, int feature) {
-  const int q = g.mask_quarter;
-  const int section = (feature >= q) + (feature >= 2 * q) + (feature >= 3 * q);
-  const int i = feature - section * q;
-  return mask[((size_t)row * 4 + section) * g.mask_words + i / 32] >> (i & 31) & 1;
-}
 
 // Which tile is the index-th: groups of GROUP row tiles, column tiles within them.
 struct Place {
@@ -54,15 +47,15 @@ __device__ __forceinline__ Place place(int index, int m_tiles, int n_tiles) {
 
 enum class Epilogue { Plain, Swiglu, SwigluBackward };
 
-// What an epilogue reads for eight neighbouring columns of a row: addend, or gate and up. Fetched apart from its use, so that
-// several are on their way at once.
-template <Epilogue EPILOGUE> struct Fetched {
-  uint4 raw[(EPILOGUE == Epilogue::SwigluBackward ? 16 : EPILOGUE == Epilogue::Plain ? 8 : VEC) / VEC];
+// What an epilogue reads for N neighbouring columns of a row: addend, or gate and up. Fetched apart from its use, so that several are
+// on their way at once.
+template <Epilogue EPILOGUE, int N> struct Fetched {
+  uint4 raw[(EPILOGUE == Epilogue::SwigluBackward ? 2 * N : EPILOGUE == Epilogue::Plain ? N : VEC) / VEC];
   bool there = false;
 };
 
-template <Epilogue EPILOGUE, bool B_IS_KN>
-__device__ __forceinline__ void fetch(const Gemm& g, int row, int column, Fetched<EPILOGUE>& f) {
+template <Epilogue EPILOGUE, bool B_IS_KN, int N>
+__device__ __forceinline__ void fetch(const Gemm& g, int row, int column, Fetched<EPILOGUE, N>& f) {
   const elem* from = nullptr;
   if constexpr (EPILOGUE == Epilogue::SwigluBackward) from = g.gate_up + (size_t)row * g.ld_gate_up + 2 * column;
   if constexpr (EPILOGUE == Epilogue::Plain) {
@@ -75,9 +68,9 @@ __device__ __forceinline__ void fetch(const Gemm& g, int row, int column, Fetche
   }
 }
 
-// Eight neighbouring columns of a row of the product to where they belong. `column` is a multiple of 8.
-template <Epilogue EPILOGUE, bool B_IS_KN>
-__device__ __forceinline__ void finish(const Gemm& g, int row, int column, float (&v)[8], const Fetched<EPILOGUE>& f) {
+// N neighbouring columns of a row of the product to where they belong: eight, or, of swiglu_bwd, four. `column` is a multiple of N.
+template <Epilogue EPILOGUE, bool B_IS_KN, int N>
+__device__ __forceinline__ void finish(const Gemm& g, int row, int column, float (&v)[N], const Fetched<EPILOGUE, N>& f) {
   const elem* const fetched = reinterpret_cast<const elem*>(f.raw);
   elem* const c = g.c + (size_t)row * g.ldc + column;
   if constexpr (EPILOGUE != Epilogue::SwigluBackward) {
@@ -107,7 +100,7 @@ __device__ __forceinline__ void finish(const Gemm& g, int row, int column, float
     store_n<4>(g.act + (size_t)row * g.ld_act + column / 2, out);
   } else {
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
+    for (int half = 0; half < N / 4; half++) {
       float gu[8], d[8];
       load8(fetched + half * 8, gu);
 #pragma unroll

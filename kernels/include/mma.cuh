@@ -16,17 +16,18 @@ template <int COLUMNS> __device__ __forceinline__ int tile_at(int row, int colum
   return row * COLUMNS + (((column / VEC) ^ ((row >> SHIFT) & MASK)) * VEC) + column % VEC;
 }
 
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+// Four 8 × 8 matrices, a row a lane, each OFFSET bytes after the address.
+template <int OFFSET = 0> __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4 + %5];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(at)
+               : "r"(at), "n"(OFFSET)
                : "memory");
 }
 
-__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+template <int OFFSET = 0> __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4 + %5];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(at)
+               : "r"(at), "n"(OFFSET)
                : "memory");
 }
 
@@ -100,7 +101,7 @@ __device__ __forceinline__ void mma_step(float (&c)[MI][NJ][4], const elem* a, i
 }
 
 // mma_step over a tile's steps of K, with a lane's addresses worked out once, not at every step: in a loop they would take
-// more instructions than the products. A is Major::K. Addresses are bytes of shared memory; `at` says where the tiles now lie.
+// more instructions than the products. A is Major::K. Addresses are bytes of shared memory.
 template <int MI, int NJ, int A_COLUMNS, Major B_MAJOR, int B_COLUMNS, int STEPS> struct Fragments {
   static constexpr int PLACES = B_MAJOR == Major::K ? STEPS : NJ / 2;
   uint32_t a[STEPS], b[PLACES];
@@ -120,19 +121,18 @@ template <int MI, int NJ, int A_COLUMNS, Major B_MAJOR, int B_COLUMNS, int STEPS
     }
   }
 
-  // Sixteen rows further down the swizzle is the same.
-  __device__ __forceinline__ void step(float (&c)[MI][NJ][4], uint32_t at, int s) const {
+  // Step S of tiles that lie AT bytes further on. Sixteen rows further down the swizzle is the same.
+  template <int AT, int S> __device__ __forceinline__ void step(float (&c)[MI][NJ][4]) const {
     uint32_t fa[MI][4], fb[NJ / 2][4];
-#pragma unroll
-    for (int i = 0; i < MI; i++) ldmatrix_x4(fa[i], a[s] + at + i * 16 * A_COLUMNS * (int)sizeof(elem));
-#pragma unroll
-    for (int j = 0; j < NJ / 2; j++) {
+    unrolled<MI>([&](auto i) { ldmatrix_x4<AT + i * 16 * A_COLUMNS * (int)sizeof(elem)>(fa[i], a[S]); });
+    unrolled<NJ / 2>([&](auto j) {
+      constexpr int J = j;
       if constexpr (B_MAJOR == Major::K) {
-        ldmatrix_x4(fb[j], b[s] + at + j * 16 * B_COLUMNS * (int)sizeof(elem));
+        ldmatrix_x4<AT + J * 16 * B_COLUMNS * (int)sizeof(elem)>(fb[J], b[S]);
       } else {
-        ldmatrix_x4_trans(fb[j], b[j] + at + s * 16 * B_COLUMNS * (int)sizeof(elem));
+        ldmatrix_x4_trans<AT + S * 16 * B_COLUMNS * (int)sizeof(elem)>(fb[J], b[J]);
       }
-    }
+    });
 #pragma unroll
     for (int i = 0; i < MI; i++) {
 #pragma unroll

@@ -1,6 +1,7 @@
 //! What a training step or a scored row costs: seconds, tokens, arithmetic, memory.
 
 use std::hint::black_box;
+use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -11,12 +12,14 @@ use crate::collab::mf::Mf;
 use crate::data::Samples;
 use crate::device::cpu::gemm::{Dense, Operand, Output, gemm};
 use crate::device::ops::{Dropout, Loss};
-use crate::llm::Error;
-use crate::llm::batch::{GradientFrom, PackedBatch, micro_batches};
+use crate::llm::batch::{GradientFrom, PackedBatch, frozen_tokens};
 use crate::llm::model::{Model, TrainPass, Workspace};
 use crate::llm::peft::{LoraTensors, Target};
+use crate::llm::prefix_cache::{Plan, PrefixCache};
 use crate::llm::sharing::Sharing;
 use crate::prompt::PromptSet;
+use crate::train::Error;
+use crate::train::trainable::Together;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +63,19 @@ pub struct Measurement {
 /// Widths of the collaborative vectors and of the mapping's hidden layer: MF's official 256 and ten times that.
 const DIM: usize = 256;
 
-/// Runs batches of `batch_rows` rows: one to warm up, then all of `rows`. `share`: when scoring, rows of a batch that begin alike
-/// share that part; rows are taken in the order that brings them together, as scoring a split does.
+/// What is not computed twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reuse {
+    /// Rows of a batch that begin alike share that part.
+    pub sharing: bool,
+    /// The frozen adapter is merged into the weights (not in stage 1).
+    pub merged: bool,
+    /// Keys and values of the text before the first slot are in memory before the time starts (not in stage 1).
+    pub prefixes: bool,
+}
+
+/// Runs batches of `batch_rows` rows: one to warm up, then all of `rows`. Rows are taken in their order; where scoring shares, in the
+/// order that brings those that begin alike together, as scoring a split does.
 #[allow(clippy::too_many_arguments)] // what is measured, and on what
 pub fn measure(
     model: &Model,
@@ -71,10 +85,8 @@ pub fn measure(
     batch_rows: usize,
     micro_batch_tokens: usize,
     n_users_items: (usize, usize),
-    share: bool,
+    reuse: Reuse,
 ) -> Result<Measurement, Error> {
-    // Only scoring shares.
-    let share = share && task == Task::Score;
     let config = model.config();
     let mut lora = LoraTensors::init(config, &[Target::Q, Target::V], 8, 16.0, 0.05, 1);
     lora.tensors.values_mut().for_each(|p| p.b.iter_mut().enumerate().for_each(|(i, b)| *b = 1e-3 * (i % 7) as f32));
@@ -83,30 +95,43 @@ pub fn measure(
     let slot_vectors = mf.slot_vectors(samples);
     let cie = Mapping::init(DIM, 10 * DIM, config.hidden_size, 1);
     let mut d_cie = Mapping::zeros(cie.dim, cie.mid, cie.out);
+    let merged = if reuse.merged && task != Task::Stage1 { model.merged(&lora) } else { None };
+    let (model, adapter) = merged.as_ref().map_or((model, Some(&lora)), |merged| (merged, None));
+    let mut cache = if reuse.prefixes && task != Task::Stage1 {
+        let plan = Plan { disk: false, limit: u64::MAX, needed: 0 };
+        let mut cache = PrefixCache::open(model, adapter, plan, Path::new(""))?;
+        for row in 0..samples.len() {
+            let prompt = prompts.get(row);
+            cache.fetch(&[&prompt.ids[..frozen_tokens(&prompt)]])?;
+        }
+        Some(cache)
+    } else {
+        None
+    };
+    let from = match task {
+        Task::Stage2 => GradientFrom::FirstSlot,
+        Task::Score if cache.is_some() => GradientFrom::FirstSlot,
+        _ => GradientFrom::Start,
+    };
+    let best = |rows: &[usize]| {
+        let refs: Vec<_> = rows.iter().map(|&r| prompts.get(r)).collect();
+        let ids: Vec<_> = rows.iter().map(|&r| (samples.uid[r], samples.iid[r])).collect();
+        if reuse.sharing { Sharing::best(&refs, &ids, from) } else { Sharing::none(rows.len()) }
+    };
     let mut workspace = Workspace::default();
     let mut run = |rows: &[usize], step: u64| -> Result<f64, Error> {
-        let lengths: Vec<usize> = rows.iter().map(|&r| prompts.tokens(r)).collect();
         let mut work = 0.0;
-        for micro in micro_batches(&lengths, micro_batch_tokens) {
-            let first = micro.start;
-            let rows_here = &rows[micro];
-            let refs: Vec<_> = rows_here.iter().map(|&r| prompts.get(r)).collect();
-            let sharing = if share {
-                let ids: Vec<_> = rows_here.iter().map(|&r| (samples.uid[r], samples.iid[r])).collect();
-                Sharing::best(&refs, &ids, GradientFrom::Start)
-            } else {
-                Sharing::none(refs.len())
-            };
-            let refs: Vec<_> = sharing.order.iter().map(|&i| refs[i]).collect();
-            let rows_here: Vec<_> = sharing.order.iter().map(|&i| rows_here[i]).collect();
-            let from = if task == Task::Stage2 { GradientFrom::FirstSlot } else { GradientFrom::Start };
-            let batch = PackedBatch::grouped(&refs, &sharing.groups, 1, from, first);
+        let sharing = best(rows);
+        let rows: Vec<usize> = sharing.order.iter().map(|&i| rows[i]).collect();
+        let together = Together { vectors: Some(&slot_vectors), prompts, rows: &rows, sharing: &sharing, from };
+        for part in together.batches(micro_batch_tokens, cache.is_some()) {
+            let (batch, x) = together.pack(part.clone(), cache.as_mut())?;
+            let rows_here = &rows[part];
             work += linear_work(model, &batch, task);
-            let x = slot_vectors.take(&rows_here);
             let pass = (task != Task::Stage1).then(|| cie.forward(&x));
             let vectors = pass.as_ref().map_or(&[][..], |p| &p.output);
             if task == Task::Score {
-                black_box(model.scores(Some(&lora), &batch, vectors, Loss::YesLogitBce, &mut workspace)?);
+                black_box(model.scores(adapter, &batch, vectors, Loss::YesLogitBce, &mut workspace)?);
                 continue;
             }
             let labels: Vec<f32> = rows_here.iter().map(|&r| samples.label[r].into()).collect();
@@ -114,7 +139,7 @@ pub fn measure(
             let stage1 = task == Task::Stage1;
             model.train_pass(
                 TrainPass {
-                    lora: Some(&lora),
+                    lora: adapter,
                     dropout: stage1.then_some(Dropout { p: 0.05, seed: 1, step }),
                     batch: &batch,
                     vectors,
@@ -134,10 +159,8 @@ pub fn measure(
         Ok(work)
     };
     let mut all: Vec<usize> = (0..samples.len()).collect();
-    if share {
-        let refs: Vec<_> = all.iter().map(|&r| prompts.get(r)).collect();
-        let ids: Vec<_> = all.iter().map(|&r| (samples.uid[r], samples.iid[r])).collect();
-        all = Sharing::best(&refs, &ids, GradientFrom::Start).order;
+    if task == Task::Score {
+        all = best(&all).order;
     }
     run(&all[..batch_rows.min(all.len())], 0)?;
     let ceiling = gemm_ceiling();

@@ -1,5 +1,5 @@
-//! Cost measurements on the user's own model and data.
+//! Cost Reuse, measurements on the user's own model and data.
 
 mod cost;
 
-pub use cost::{Measurement, Task, gemm_ceiling, measure};
+pub use cost::{Measurement, Reuse, Task, gemm_ceiling, measure};

@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::device::Device;
+use crate::device::cuda::GemmChoice;
 
 #[derive(Parser)]
 #[command(name = "collm-engine", version, about, propagate_version = true)]
@@ -31,6 +32,10 @@ struct Cli {
     /// Where the language model computes: cpu, cuda, cuda:N (cuda:N:f32 for the kernels' float32 build, a check).
     #[arg(long, global = true, env = "COLLM_DEVICE", default_value_t = Device::Cpu)]
     device: Device,
+    /// Who computes matrix products on a card: ours, cublaslt, or auto (cuBLASLt where it is found and faster). Only `ours` gives
+    /// the same bits on every run.
+    #[arg(long, global = true, env = "COLLM_GEMM", default_value_t = GemmChoice::Auto)]
+    gemm: GemmChoice,
 }
 
 #[derive(Subcommand)]
@@ -79,19 +84,20 @@ pub fn main() -> ExitCode {
         if let Some(n) = cli.threads {
             rayon::ThreadPoolBuilder::new().num_threads(n).build_global()?;
         }
+        let device = cli.device.with_gemm(cli.gemm);
         match cli.command {
-            Command::Demo(a) => demo::run(a, cli.device),
+            Command::Demo(a) => demo::run(a, device),
             Command::Prepare(a) => prepare::run(a),
             Command::Convert(a) => convert::run(a),
-            Command::Verify(a) => verify::run(a, cli.device),
+            Command::Verify(a) => verify::run(a, device),
+            Command::Train(a) => train::run(a, device),
+            Command::Eval(a) => eval::run(a, device),
+            Command::Score(a) => score::run(a, device),
+            Command::Rank(a) => rank::run(a, device),
+            Command::Bench(a) => bench::run(a, device),
             Command::Config(a) => config::run(a),
-            Command::Train(a) => train::run(a, cli.device),
-            Command::Eval(a) => eval::run(a, cli.device),
-            Command::Score(a) => score::run(a, cli.device),
-            Command::Rank(a) => rank::run(a, cli.device),
-            Command::Bench(a) => bench::run(a, cli.device),
             Command::Devices(a) => devices::run(a),
-            Command::Selftest(a) => selftest::run(a, cli.device),
+            Command::Selftest(a) => selftest::run(a, device),
         }
     };
     match run() {

@@ -8,7 +8,8 @@ use anyhow::{Result, bail};
 use clap::Subcommand;
 
 use crate::data::{
-    Layout, Liked, Manifest, Split, SplitRule, prepare_collm, prepare_ml1m, prepare_ml100k_from, prepare_table,
+    Layout, Liked, Manifest, Split, SplitRule, Window, prepare_amazon, prepare_collm, prepare_ml1m,
+    prepare_ml100k_from, prepare_table,
 };
 
 /// Arguments of `collm-engine prepare`.
@@ -59,38 +60,24 @@ enum Source {
     },
     /// CSV files: interactions (user, item, rating, timestamp) and items (item, title).
     Csv {
-        /// Interactions.
-        #[arg(long, value_name = "FILE")]
-        interactions: PathBuf,
-        /// Items.
-        #[arg(long, value_name = "FILE")]
-        items: PathBuf,
         /// Field delimiter.
         #[arg(long, default_value = ",", value_name = "CHAR")]
         delimiter: String,
-        /// Column of the user.
-        #[arg(long, default_value = "user", value_name = "NAME")]
-        user_column: String,
-        /// Column of the item, in both files.
-        #[arg(long, default_value = "item", value_name = "NAME")]
-        item_column: String,
-        /// Column of the rating.
-        #[arg(long, default_value = "rating", value_name = "NAME")]
-        rating_column: String,
-        /// Column of a 0/1 label, instead of the rating and its threshold.
-        #[arg(long, value_name = "NAME", conflicts_with_all = ["threshold", "rating_column"])]
-        label_column: Option<String>,
-        /// Column of the time: Unix seconds or ISO dates (UTC).
-        #[arg(long, default_value = "timestamp", value_name = "NAME")]
-        time_column: String,
-        /// Column of the title.
-        #[arg(long, default_value = "title", value_name = "NAME")]
-        title_column: String,
         #[command(flatten)]
-        split: Splits,
-        #[command(flatten)]
-        output: Output,
+        table: Table,
     },
+    /// The same from Parquet: files, or directories of part files (with key=value directories as columns) as Spark writes them.
+    Parquet {
+        #[command(flatten)]
+        table: Table,
+    },
+    /// Amazon Books by the official CoLLM rules, from the dump of 2018 (JSON) or 2023 (JSONL, Parquet).
+    AmazonBook(Amazon),
+    /// Amazon Video Games by the same rules.
+    AmazonVideoGames(Amazon),
+    /// Amazon CDs and Vinyl by the same rules.
+    #[command(name = "amazon-cds")]
+    AmazonCds(Amazon),
     /// The official CoLLM files: a zip or directory of `*_ood2.pkl`, or a directory of the same as Parquet.
     Collm {
         /// The zip or directory.
@@ -100,6 +87,84 @@ enum Source {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+}
+
+#[derive(clap::Args)]
+struct Table {
+    /// Interactions (CSV or Parquet).
+    #[arg(long, value_name = "PATH")]
+    interactions: PathBuf,
+    /// Items (CSV or Parquet).
+    #[arg(long, value_name = "PATH")]
+    items: PathBuf,
+    /// Column of the user.
+    #[arg(long, default_value = "user", value_name = "NAME")]
+    user_column: String,
+    /// Column of the item, in both files.
+    #[arg(long, default_value = "item", value_name = "NAME")]
+    item_column: String,
+    /// Column of the rating.
+    #[arg(long, default_value = "rating", value_name = "NAME")]
+    rating_column: String,
+    /// Column of a 0/1 label, instead of the rating and its threshold.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["threshold", "rating_column"])]
+    label_column: Option<String>,
+    /// Column of the time: Unix seconds, ISO dates (UTC), or Parquet's own times and dates.
+    #[arg(long, default_value = "timestamp", value_name = "NAME")]
+    time_column: String,
+    /// Column of the title.
+    #[arg(long, default_value = "title", value_name = "NAME")]
+    title_column: String,
+    #[command(flatten)]
+    split: Splits,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Table {
+    /// Prepares the pair of tables; the output directory comes along.
+    fn prepare(self, name: &str, delimiter: u8) -> Result<(Manifest, PathBuf)> {
+        let layout = Layout {
+            delimiter,
+            quoting: true,
+            typed_header: false,
+            user: self.user_column,
+            item: self.item_column,
+            liked: self.split.liked(self.rating_column, self.label_column),
+            timestamp: self.time_column,
+            title: Some(self.title_column),
+            year: None,
+        };
+        let Output { out, skip_bad_rows } = self.output;
+        let split = self.split.rule()?;
+        Ok((prepare_table(name, &self.interactions, &self.items, &layout, &split, &out, skip_bad_rows)?, out))
+    }
+}
+
+#[derive(clap::Args)]
+struct Amazon {
+    /// Reviews: Books_5.json.gz (2018), Books.jsonl.gz (2023), unpacked or not, or a Parquet file or directory.
+    #[arg(long, value_name = "PATH")]
+    reviews: PathBuf,
+    /// Items with their titles: meta_Books.json.gz, meta_Books.jsonl.gz, or Parquet.
+    #[arg(long, value_name = "PATH")]
+    meta: PathBuf,
+    /// Year whose reviews are taken: January to November to train, December to judge.
+    #[arg(long, default_value_t = Window::default().year, value_name = "YEAR")]
+    year: u16,
+    /// Users and items need more than this many reviews in that year.
+    #[arg(long, default_value_t = Window::default().more_than, value_name = "N")]
+    more_than: u32,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Amazon {
+    fn prepare(self, name: &str) -> Result<(Manifest, PathBuf)> {
+        let Output { out, skip_bad_rows } = self.output;
+        let window = Window { year: self.year, more_than: self.more_than };
+        Ok((prepare_amazon(name, (&self.reviews, &self.meta), window, &out, skip_bad_rows)?, out))
+    }
 }
 
 #[derive(clap::Args)]
@@ -158,37 +223,18 @@ pub fn run(args: Args) -> Result<ExitCode> {
             let name = "RecBole atomic files";
             (prepare_table(name, &inter, &item, &layout, &split.rule()?, &o.out, o.skip_bad_rows)?, o.out)
         }
-        Source::Csv {
-            interactions,
-            items,
-            delimiter,
-            user_column,
-            item_column,
-            rating_column,
-            label_column,
-            time_column,
-            title_column,
-            split,
-            output: o,
-        } => {
+        Source::Csv { delimiter, table } => {
             let delimiter = match delimiter.as_bytes() {
                 b"\\t" | b"tab" => b'\t',
                 &[byte] if byte.is_ascii() => byte,
                 _ => bail!("--delimiter {delimiter:?}: expected one ASCII character, or tab"),
             };
-            let layout = Layout {
-                delimiter,
-                quoting: true,
-                typed_header: false,
-                user: user_column,
-                item: item_column,
-                liked: split.liked(rating_column, label_column),
-                timestamp: time_column,
-                title: Some(title_column),
-                year: None,
-            };
-            (prepare_table("CSV", &interactions, &items, &layout, &split.rule()?, &o.out, o.skip_bad_rows)?, o.out)
+            table.prepare("CSV", delimiter)?
         }
+        Source::Parquet { table } => table.prepare("Parquet", b',')?,
+        Source::AmazonBook(amazon) => amazon.prepare("Amazon Books")?,
+        Source::AmazonVideoGames(amazon) => amazon.prepare("Amazon Video Games")?,
+        Source::AmazonCds(amazon) => amazon.prepare("Amazon CDs and Vinyl")?,
         Source::Collm { from, out } => (prepare_collm(&from, &out)?, out),
     };
     println!("{}", summary(&manifest));

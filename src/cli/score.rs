@@ -20,7 +20,7 @@ pub struct Args {
     /// Run directory.
     #[arg(long, value_name = "DIR")]
     run: PathBuf,
-    /// Rows to score, CSV or Parquet with the columns uid and iid (prepared ids). A user's history is what they liked in the
+    /// Rows to score, CSV or Parquet (a file, or a directory of parts) with the columns uid and iid (prepared ids). A user's history is what they liked in the
     /// data up to its end, unless a row of the data is the same user and item: then it is that row's history.
     #[arg(long, value_name = "FILE")]
     rows: Option<PathBuf>,
@@ -48,7 +48,7 @@ pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     let pipeline = Pipeline::open(config, device, &cache_dir(), progress.clone())?;
     let part = if args.stage == Stage::Stage1 { Part::Stage1 } else { Part::Stage2 };
     let trained = pipeline.trained(&args.run, part)?;
-    let mut scorer = Scorer::new(&pipeline, &trained, part);
+    let mut scorer = Scorer::new(&pipeline, &trained, part).with_prefixes(&args.run)?;
     let mut writer = ScoreWriter::create(&args.out, &["uid", "iid"])?;
     match (&args.rows, &args.split) {
         (Some(path), _) => {

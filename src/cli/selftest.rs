@@ -26,11 +26,11 @@ pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     let mut failures = Vec::new();
     match device {
         Device::Cpu => show("float32", &selftest::cpu::run(), &mut failures),
-        Device::Cuda { ordinal, precision } => {
+        Device::Cuda { ordinal, precision, gemm } => {
             // float32 elements asked for: only those.
             let shipped = (precision == Precision::Bf16).then_some(Precision::Bf16);
             for precision in shipped.into_iter().chain([Precision::F32]) {
-                let cuda = Cuda::open(ordinal, precision)?;
+                let cuda = Cuda::open(ordinal, precision)?.with_gemm(gemm);
                 let name = if precision == Precision::Bf16 { "bf16" } else { "float32" };
                 show(name, &selftest::run(&cuda)?, &mut failures);
             }
@@ -45,7 +45,7 @@ pub fn run(args: Args, device: Device) -> Result<ExitCode> {
     if args.bench {
         rates(&match device {
             Device::Cpu => bench::cpu(),
-            Device::Cuda { ordinal, precision } => bench::cuda(&Cuda::open(ordinal, precision)?)?,
+            Device::Cuda { ordinal, precision, gemm } => bench::cuda(&Cuda::open(ordinal, precision)?.with_gemm(gemm))?,
         });
     }
     Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -70,7 +70,9 @@ fn rates(bench: &Bench) {
         println!("Times are those of an emulator on this CPU: they say nothing about a card.");
     }
     println!("{}", bench.shape);
-    println!("{:<44} {:>12} {:>18} {:>11}", "operation", "time", "rate", "of the best");
+    let other = bench.rows.iter().any(|r| r.cublaslt.is_some());
+    let heading = if other { format!(" {:>12}", "cuBLASLt") } else { String::new() };
+    println!("{:<44} {:>12} {:>18} {:>11}{heading}", "operation", "time", "rate", "of the best");
     for r in &bench.rows {
         let (rate, unit, best) = if r.flops > 0.0 {
             (r.flops / r.seconds, "GFLOP/s", bench.best_flops())
@@ -78,7 +80,8 @@ fn rates(bench: &Bench) {
             (r.bytes / r.seconds, "GB/s", bench.copy_bytes_per_s)
         };
         let (rate, part) = (rate / 1e9, 100.0 * rate / best);
-        println!("{:<44} {:>9.1} us {rate:>10.1} {unit:<7} {part:>9.1} %", r.operation, r.seconds * 1e6);
+        let other = r.cublaslt.map_or_else(String::new, |s| format!(" {:>9.1} us", s * 1e6));
+        println!("{:<44} {:>9.1} us {rate:>10.1} {unit:<7} {part:>9.1} %{other}", r.operation, r.seconds * 1e6);
     }
     let (flops, bytes) = (bench.best_flops() / 1e9, bench.copy_bytes_per_s / 1e9);
     println!("Best in this run: {flops:.0} GFLOP/s (a matrix product), {bytes:.1} GB/s (a copy, read and written).");

@@ -56,6 +56,11 @@ pub struct Experiment {
 }
 
 impl Experiment {
+    /// Where the model is, if that was given by its own option.
+    pub fn model(&self) -> Option<&Path> {
+        self.llm.as_deref()
+    }
+
     /// Preset, file, settings.
     pub fn resolve(&self) -> Result<Config> {
         let mut config = Config::resolve(self.preset.as_deref(), self.config.as_deref(), &self.set)?;

@@ -92,8 +92,10 @@ impl CollabConfig {
         let width = match self.model.as_str() {
             "lightgcn" => (self.lightgcn.dim, "collab.lightgcn.dim"),
             "mf" => (self.mf.dim, "collab.mf.dim"),
+            "sasrec" => (self.sasrec.dim, "collab.sasrec.dim"),
             other => {
-                let what = format!("collab.pretrained takes models of kind mf and lightgcn; collab.model is {other}");
+                let what =
+                    format!("collab.pretrained takes models of kind mf, lightgcn and sasrec; collab.model is {other}");
                 return Err(Error::Model { path: self.pretrained.clone().into(), what });
             }
         };

@@ -171,7 +171,12 @@ fn clip<T>(id: u32, table: &[T], dim: usize) -> u32 {
 }
 
 /// `table[id] = Σ scale · vector` over the batch rows `r` with `ids[r] = id`; row 0 stays zero (padding_idx).
-fn gather<'v, T: Real + 'v>(table: &mut [T], dim: usize, ids: &[u32], term: impl Fn(u32) -> (T, &'v [T]) + Sync) {
+pub(super) fn gather<'v, T: Real + 'v>(
+    table: &mut [T],
+    dim: usize,
+    ids: &[u32],
+    term: impl Fn(u32) -> (T, &'v [T]) + Sync,
+) {
     // Rows of the batch in the order of their ids (a stable counting sort): those of id are order[ends[id - 1]..ends[id]].
     let mut ends = vec![0u32; table.len() / dim];
     ids.iter().for_each(|&id| ends[id as usize] += 1);
@@ -198,7 +203,7 @@ fn gather<'v, T: Real + 'v>(table: &mut [T], dim: usize, ids: &[u32], term: impl
 }
 
 /// In eight lanes: a fixed order that vectorises.
-fn dot<T: Real>(p: &[T], q: &[T]) -> T {
+pub(super) fn dot<T: Real>(p: &[T], q: &[T]) -> T {
     let mut lanes = [T::default(); 8];
     for (p, q) in p.chunks(8).zip(q.chunks(8)) {
         lanes.iter_mut().zip(p.iter().zip(q)).for_each(|(l, (&p, &q))| *l += p * q);

@@ -1,16 +1,19 @@
 //! What the rooms behind this one see of a collaborative model: how it is chosen, trained, saved and loaded, the scores it gives
 //! alone, and the vectors that fill the slots of a prompt.
 //!
-//! Vectors (reference, section 3): MF has the two table rows, LightGCN their layer means.
+//! Vectors (reference, section 3): MF has the two table rows, LightGCN their layer means; SASRec's user is the state after the row's
+//! history, DIN's is history and target together.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::din::{Din, DinConfig};
 use super::lightgcn::{self, LightGcn, LightGcnConfig};
 use super::mf::{Mf, MfConfig};
-use super::training::{Trained, train};
+use super::sasrec::{SasRec, SasRecConfig};
+use super::training::{Learner, Trained, train};
 use crate::data::{Dataset, Samples};
 use crate::device::cuda::Cuda;
 
@@ -18,7 +21,7 @@ use crate::device::cuda::Cuda;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CollabConfig {
-    /// Which model: `mf`, `lightgcn`.
+    /// Which model: `mf`, `lightgcn`, `sasrec`, `din`.
     pub model: String,
     /// A trained model to take instead of training one: an official `.pth`, or `collab/*.safetensors` of a run. Empty: none.
     pub pretrained: String,
@@ -26,6 +29,10 @@ pub struct CollabConfig {
     pub mf: MfConfig,
     /// Settings of LightGCN.
     pub lightgcn: LightGcnConfig,
+    /// Settings of SASRec.
+    pub sasrec: SasRecConfig,
+    /// Settings of DIN.
+    pub din: DinConfig,
 }
 
 impl Default for CollabConfig {
@@ -35,12 +42,14 @@ impl Default for CollabConfig {
             pretrained: String::new(),
             mf: MfConfig::default(),
             lightgcn: LightGcnConfig::default(),
+            sasrec: SasRecConfig::default(),
+            din: DinConfig::default(),
         }
     }
 }
 
 /// Names of the models, as settings and as titles of tables.
-const MODELS: [(&str, &str); 2] = [("mf", "MF"), ("lightgcn", "LightGCN")];
+const MODELS: [(&str, &str); 4] = [("mf", "MF"), ("lightgcn", "LightGCN"), ("sasrec", "SASRec"), ("din", "DIN")];
 
 impl CollabConfig {
     /// What [`Self::model`] may be.
@@ -57,6 +66,8 @@ impl CollabConfig {
     pub fn settings(&self) -> String {
         match self.model.as_str() {
             "lightgcn" => format!("{:?}", self.lightgcn),
+            "sasrec" => format!("{:?}", self.sasrec),
+            "din" => format!("{:?}", self.din),
             _ => format!("{:?}", self.mf),
         }
     }
@@ -65,6 +76,8 @@ impl CollabConfig {
     pub fn max_epochs(&self) -> usize {
         match self.model.as_str() {
             "lightgcn" => self.lightgcn.max_epochs,
+            "sasrec" => self.sasrec.max_epochs,
+            "din" => self.din.max_epochs,
             _ => self.mf.max_epochs,
         }
     }
@@ -86,6 +99,21 @@ impl CollabConfig {
                 trained.model.save(path, &summary.facts(facts))?;
                 Ok((Collaborative::Tables(trained.model.vectors()), summary))
             }
+            "sasrec" => {
+                let c = &self.sasrec;
+                let trained = train(data, SasRec::init(c, data.n_items), &c.recipe(), cuda, checkpoints, observe)?;
+                let summary = Summary::of(&trained);
+                trained.model.save(path, &summary.facts(facts))?;
+                Ok((Collaborative::SasRec(trained.model), summary))
+            }
+            "din" => {
+                let c = &self.din;
+                let start = Din::init(c, data.n_users, data.n_items);
+                let trained = train(data, start, &c.recipe(), cuda, checkpoints, observe)?;
+                let summary = Summary::of(&trained);
+                trained.model.save(path, &summary.facts(facts))?;
+                Ok((Collaborative::Din(trained.model), summary))
+            }
             _ => {
                 let c = &self.mf;
                 let start = Mf::init(data.n_users, data.n_items, c.dim, c.seed);
@@ -99,10 +127,12 @@ impl CollabConfig {
 
     /// Reads what [`Self::fit`] wrote.
     pub fn load(&self, path: &Path) -> Result<Collaborative, Error> {
-        Ok(Collaborative::Tables(match self.model.as_str() {
-            "lightgcn" => lightgcn::load(path)?,
-            _ => Mf::load(path)?,
-        }))
+        Ok(match self.model.as_str() {
+            "lightgcn" => Collaborative::Tables(lightgcn::load(path)?),
+            "sasrec" => Collaborative::SasRec(SasRec::load(&self.sasrec, path)?),
+            "din" => Collaborative::Din(Din::load(&self.din, path)?),
+            _ => Collaborative::Tables(Mf::load(path)?),
+        })
     }
 }
 
@@ -133,6 +163,10 @@ impl Summary {
 pub enum Collaborative {
     /// Two tables whose rows are multiplied: MF, or LightGCN after propagation.
     Tables(Mf),
+    /// A state after the history, and a table of items.
+    SasRec(SasRec),
+    /// History and target together, and a table of items.
+    Din(Din),
 }
 
 impl Collaborative {
@@ -140,6 +174,8 @@ impl Collaborative {
     pub fn dim(&self) -> usize {
         match self {
             Collaborative::Tables(mf) => mf.dim,
+            Collaborative::SasRec(sasrec) => sasrec.dim(),
+            Collaborative::Din(din) => din.dim(),
         }
     }
 
@@ -147,6 +183,8 @@ impl Collaborative {
     pub fn parameters(&self) -> usize {
         match self {
             Collaborative::Tables(mf) => mf.users.len() + mf.items.len(),
+            Collaborative::SasRec(sasrec) => sasrec.tensors().iter().map(|t| t.values.len()).sum(),
+            Collaborative::Din(din) => din.tensors().iter().map(|t| t.values.len()).sum(),
         }
     }
 
@@ -154,12 +192,19 @@ impl Collaborative {
     pub fn scores(&self, samples: &Samples) -> Vec<f32> {
         match self {
             Collaborative::Tables(mf) => mf.scores(samples),
+            Collaborative::SasRec(sasrec) => sasrec.scores(samples),
+            Collaborative::Din(din) => din.scores(samples),
         }
     }
 
     /// What fills the slots of these rows.
     pub fn slot_vectors<'m>(&'m self, samples: &'m Samples) -> SlotVectors<'m> {
-        SlotVectors { model: self, samples }
+        let users = match self {
+            Collaborative::Tables(_) => Vec::new(),
+            Collaborative::SasRec(sasrec) => sasrec.user_vectors(samples),
+            Collaborative::Din(din) => din.user_vectors(samples),
+        };
+        SlotVectors { model: self, samples, users }
     }
 }
 
@@ -168,18 +213,26 @@ impl Collaborative {
 pub struct SlotVectors<'m> {
     model: &'m Collaborative,
     samples: &'m Samples,
+    /// `[rows, dim]`; empty where a table has them.
+    users: Vec<f32>,
 }
 
 impl SlotVectors<'_> {
     /// The vectors of these rows, `[rows, 2, dim]`: user, then item.
     pub fn take(&self, rows: &[usize]) -> Vec<f32> {
-        let mut out = Vec::with_capacity(2 * rows.len() * self.model.dim());
+        let dim = self.model.dim();
+        let mut out = Vec::with_capacity(2 * rows.len() * dim);
         for &row in rows {
+            let (uid, iid) = (self.samples.uid[row], self.samples.iid[row]);
             match self.model {
-                Collaborative::Tables(mf) => {
-                    out.extend_from_slice(mf.user_vector(self.samples.uid[row]));
-                    out.extend_from_slice(mf.item_vector(self.samples.iid[row]));
-                }
+                Collaborative::Tables(mf) => out.extend_from_slice(mf.user_vector(uid)),
+                _ => out.extend_from_slice(&self.users[row * dim..][..dim]),
+            }
+            match self.model {
+                Collaborative::Tables(mf) => out.extend_from_slice(mf.item_vector(iid)),
+                Collaborative::SasRec(sasrec) => out.extend_from_slice(sasrec.item_vector(iid)),
+                // PARITY: as wide as the user's vector by being there three times.
+                Collaborative::Din(din) => (0..3).for_each(|_| out.extend_from_slice(din.item_third(iid))),
             }
         }
         out

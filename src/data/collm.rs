@@ -19,7 +19,7 @@ use super::store::{Manifest, Source, write};
 pub fn prepare_collm(from: &Path, out: &Path) -> Result<Manifest, Error> {
     let parquet = Split::ALL.map(|s| from.join(format!("{}.parquet", s.name())));
     let (dataset, inputs) =
-        if parquet[0].is_file() { (Dataset::load(from)?, parquet.to_vec()) } else { read_pickles(from)? };
+        if parquet[0].exists() { (Dataset::load(from)?, parquet.to_vec()) } else { read_pickles(from)? };
     let numbers = |n: usize| (0..n).map(|i| if i == 0 { String::new() } else { i.to_string() }).collect();
     let keys = RawKeys { users: numbers(dataset.n_users), items: numbers(dataset.n_items) };
     let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();

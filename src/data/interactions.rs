@@ -37,8 +37,8 @@ pub struct Interactions {
     pub titles: Vec<String>,
     /// Rows in file order.
     pub rows: Vec<Interaction>,
-    /// Rows of items without a title that an inner join dropped.
-    pub unlisted: usize,
+    /// Good rows that were left out before: of items that the items file does not name, of other years.
+    pub unused: usize,
 }
 
 /// What to do with an interaction whose item the items file does not name.
@@ -111,7 +111,7 @@ impl Collector {
             if unknown == UnknownItem::Refuse {
                 return Err(format!("item {item:?} is not in the items file"));
             }
-            self.interactions.unlisted += 1;
+            self.interactions.unused += 1;
             return Ok(());
         };
         let user_index = match self.users.get(user) {

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::Error;
 use super::interactions::{Collector, UnknownItem};
 use super::samples::Split;
-use super::store::{Manifest, Source, write_built};
+use super::store::{Manifest, Rules, Source, write_built};
 use super::time::{EXPECTED, seconds, year_and_month};
 
 /// Prepares the raw pair of files.
@@ -29,10 +29,10 @@ pub fn prepare_ml1m(ratings: &Path, movies: &Path, out: &Path, skip_bad_rows: bo
     })?;
     let (mut source, bad_rows) = collector.finish(skip_bad_rows)?;
     source.rows.iter_mut().for_each(|r| r.split = split_of(r.timestamp));
-    let rules = [
+    let rules = Rules::usual(
         "liked: rating >= 4; ratings of movies that movies.dat does not name are left out".into(),
         "split by month (UTC), April 2000 being 0: train 14-23, valid 24-28, test 29-33, the rest unused".into(),
-    ];
+    );
     write_built(out, &source, Source { name: "MovieLens-1M", inputs: &[ratings, movies], bad_rows: &bad_rows }, rules)
 }
 

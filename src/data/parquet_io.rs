@@ -1,6 +1,5 @@
 //! Samples as Parquet: the columns of the official frames (reference, section 1.1), lists included.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,12 +9,14 @@ use arrow_array::types::{Float64Type, Int32Type, Int64Type};
 use arrow_array::{
     Array, ArrayRef, Float64Array, Int64Array, LargeStringArray, RecordBatch, StringArray, StringViewArray,
 };
+use arrow_schema::{ArrowError, Schema};
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
 use super::Error;
+use super::cells::cells;
+use super::parquet_table::ParquetTable;
 use super::samples::{Samples, Split};
 use crate::files::write_atomic;
 
@@ -73,8 +74,8 @@ pub struct Row<'a> {
 /// `not_cold` and `warm` are left to the rules.
 pub fn read_samples(path: &Path, titles: &mut Titles) -> Result<Samples, Error> {
     let mut samples = Samples::empty();
-    for batch in read_batches(path)? {
-        push_batch(&batch, &mut samples, titles).map_err(|e| Error::file(path, e))?;
+    for batch in ParquetTable::open(path)?.batches(None) {
+        push_batch(&batch?, &mut samples, titles).map_err(|e| Error::file(path, e))?;
     }
     Ok(samples)
 }
@@ -82,8 +83,8 @@ pub fn read_samples(path: &Path, titles: &mut Titles) -> Result<Samples, Error> 
 /// Reads the titles of an `items.parquet`.
 pub fn read_titles(path: &Path) -> Result<Titles, Error> {
     let mut titles = Titles::default();
-    for batch in read_batches(path)? {
-        note_titles(&batch, &mut titles).map_err(|e| Error::file(path, e))?;
+    for batch in ParquetTable::open(path)?.batches(None) {
+        note_titles(&batch?, &mut titles).map_err(|e| Error::file(path, e))?;
     }
     Ok(titles)
 }
@@ -166,16 +167,12 @@ pub fn push_row<'a>(
     Ok(())
 }
 
-/// Opens a Parquet file and reads all of it.
+/// Opens a Parquet file, or a directory of part files, and reads all of it.
 pub fn read_batches(path: &Path) -> Result<Vec<RecordBatch>, Error> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    let bad = |e: &dyn std::fmt::Display| Error::file(path, format!("not a whole Parquet file: {e}"));
-    let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| bad(&e))?;
-    let reader = reader.with_batch_size(8192).build().map_err(|e| bad(&e))?;
-    reader.collect::<Result<_, _>>().map_err(|e| bad(&e))
+    ParquetTable::open(path)?.batches(None).collect()
 }
 
-/// A column of integers: int64, int32, or floats that are whole. `Err`: what it is instead, to follow its name.
+/// A column of whole numbers, of whatever type. `Err`: what it is instead, to follow its name.
 pub fn integers(array: &ArrayRef) -> Result<Vec<i64>, String> {
     if array.null_count() > 0 {
         return Err("holds nulls; expected integers".into());
@@ -196,7 +193,15 @@ pub fn integers(array: &ArrayRef) -> Result<Vec<i64>, String> {
         };
         return a.values().iter().map(whole).collect();
     }
-    Err(format!("is of type {}; expected integers", array.data_type()))
+    let of_type = |_| format!("is of type {}; expected integers", array.data_type());
+    let cell = cells(array).map_err(of_type)?;
+    let mut text = String::new();
+    let whole = |i| {
+        text.clear();
+        cell(i, &mut text);
+        text.parse().map_err(|_| format!("holds {text:?}; expected whole numbers"))
+    };
+    (0..array.len()).map(whole).collect()
 }
 
 /// A column of text, in whichever of Arrow's layouts.
@@ -204,12 +209,17 @@ enum Texts<'a> {
     Short(&'a StringArray),
     Large(&'a LargeStringArray),
     View(&'a StringViewArray),
+    Dictionary(Vec<usize>, Box<Texts<'a>>),
 }
 
 impl<'a> Texts<'a> {
     fn of(array: &'a ArrayRef) -> Result<Self, String> {
         if array.null_count() > 0 {
             return Err("holds nulls; expected text".into());
+        }
+        if let Some(dictionary) = array.as_any_dictionary_opt().filter(|d| !d.values().is_empty()) {
+            let values = Box::new(Texts::of(dictionary.values())?);
+            return Ok(Texts::Dictionary(dictionary.normalized_keys(), values));
         }
         let short = array.as_string_opt().map(Texts::Short);
         let text = short.or_else(|| array.as_string_opt().map(Texts::Large));
@@ -222,6 +232,7 @@ impl<'a> Texts<'a> {
             Texts::Short(a) => a.value(i),
             Texts::Large(a) => a.value(i),
             Texts::View(a) => a.value(i),
+            Texts::Dictionary(keys, values) => values.value(keys[i]),
         }
     }
 }
@@ -240,8 +251,25 @@ fn lists(array: &ArrayRef) -> Result<(Vec<usize>, ArrayRef), String> {
     Err(format!("is of type {}; expected lists", array.data_type()))
 }
 
+/// Rows turned into Arrow at once: histories repeat their titles, a large split at once would be gigabytes.
+const WRITE_ROWS: usize = 8192;
+/// Rows of a row group, which the writer holds in memory (compressed).
+const ROW_GROUP_ROWS: usize = 8 * WRITE_ROWS;
+/// Distinct titles up to this many bytes are stored once a row group.
+const DICTIONARY_BYTES: usize = 16 << 20;
+
 /// Writes a split with all official columns, and `warm` and `cold`.
 pub fn write_samples(path: &Path, split: Split, samples: &Samples, titles: &[String]) -> Result<(), Error> {
+    // An empty split is one batch, too: the columns.
+    let starts = (0..samples.len().max(1)).step_by(WRITE_ROWS);
+    let batches = starts.map(|start| {
+        let rows: Vec<usize> = (start..samples.len().min(start + WRITE_ROWS)).collect();
+        sample_batch(split, &samples.select(&rows), titles)
+    });
+    write_batches(path, batches)
+}
+
+fn sample_batch(split: Split, samples: &Samples, titles: &[String]) -> Result<RecordBatch, ArrowError> {
     let ints = |values: Vec<i64>| Arc::new(Int64Array::from(values)) as ArrayRef;
     let wide = |values: &[u32]| ints(values.iter().map(|&v| v.into()).collect());
     let flags = |values: Vec<bool>| ints(values.into_iter().map(i64::from).collect());
@@ -262,7 +290,7 @@ pub fn write_samples(path: &Path, split: Split, samples: &Samples, titles: &[Str
         Split::Valid | Split::ValidSmall => 0.0,
         Split::Test => 1.0,
     };
-    let batch = RecordBatch::try_from_iter([
+    RecordBatch::try_from_iter([
         ("row", ints(samples.row.clone())),
         ("uid", wide(&samples.uid)),
         ("iid", wide(&samples.iid)),
@@ -275,9 +303,7 @@ pub fn write_samples(path: &Path, split: Split, samples: &Samples, titles: &[Str
         ("not_cold", flags(samples.not_cold.clone())),
         ("warm", flags(samples.warm.clone())),
         ("cold", flags(samples.both_new.clone())),
-    ]);
-    let batch = batch.map_err(|e| Error::file(path, e.to_string()))?;
-    write_batch(path, &batch)
+    ])
 }
 
 /// Writes (id, title, raw key) of every item, or (id, raw key) of every user.
@@ -294,11 +320,25 @@ pub fn write_ids(path: &Path, id: &str, raw: &[String], titles: Option<&[String]
 
 /// Writes one batch, whole or not at all.
 pub fn write_batch(path: &Path, batch: &RecordBatch) -> Result<(), Error> {
-    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+    write_batches(path, std::iter::once(Ok(batch.clone())))
+}
+
+fn write_batches(path: &Path, batches: impl Iterator<Item = Result<RecordBatch, ArrowError>>) -> Result<(), Error> {
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::SNAPPY)
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_dictionary_page_size_limit(DICTIONARY_BYTES)
+        .build();
+    let mut batches = batches.map(|b| b.map_err(std::io::Error::other)).peekable();
     let written: std::io::Result<()> = write_atomic(path, |w| {
-        let mut writer =
-            ArrowWriter::try_new(&mut *w, batch.schema(), Some(properties)).map_err(std::io::Error::other)?;
-        writer.write(batch).map_err(std::io::Error::other)?;
+        let schema = match batches.peek() {
+            Some(Ok(first)) => first.schema(),
+            _ => Arc::new(Schema::empty()),
+        };
+        let mut writer = ArrowWriter::try_new(&mut *w, schema, Some(properties)).map_err(std::io::Error::other)?;
+        for batch in batches {
+            writer.write(&batch?).map_err(std::io::Error::other)?;
+        }
         writer.close().map_err(std::io::Error::other)?;
         Ok(())
     });

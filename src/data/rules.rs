@@ -2,7 +2,7 @@
 //!
 //! Rows are put in order of user, then time; rows of one user at one time keep the order of the file (half of ML-1M shares
 //! its second with another row, so this matters). A row's history is every liked item of its user before it, across splits.
-//! User and item ids count from 1 in order of first appearance in that table.
+//! User and item ids count from 1 ([`IdOrder`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,6 +18,15 @@ pub struct RawKeys {
     pub users: Vec<String>,
     /// Of items.
     pub items: Vec<String>,
+}
+
+/// How users and items are numbered, always from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdOrder {
+    /// Users in the order of their keys, items by first appearance in the table sorted by user and time.
+    Sorted,
+    /// Users and items as the source lists them (the official Amazon preprocessing numbers before it sorts).
+    Source,
 }
 
 /// Seed of the official `valid_small` sample.
@@ -37,14 +46,24 @@ fn ranks(keys: &[String]) -> Vec<u32> {
 }
 
 /// Applies the rules. `small` is the share of valid that becomes `valid_small`.
-pub fn build(source: &Interactions, small: f64) -> (Dataset, RawKeys) {
-    let user_rank = ranks(&source.users);
+pub fn build(source: &Interactions, small: f64, ids: IdOrder) -> (Dataset, RawKeys) {
+    let user_rank = match ids {
+        IdOrder::Sorted => ranks(&source.users),
+        IdOrder::Source => (0..source.users.len() as u32).collect(),
+    };
     let mut rows: Vec<&Interaction> = source.rows.iter().filter(|r| r.split.is_some()).collect();
     rows.sort_by_key(|r| (user_rank[r.user as usize], r.timestamp));
 
     let (mut uids, mut iids) = (HashMap::new(), HashMap::new());
     let mut keys = RawKeys { users: vec![String::new()], items: vec![String::new()] };
     let mut titles = vec![String::new()];
+    if ids == IdOrder::Source {
+        keys.users.extend_from_slice(&source.users);
+        keys.items.extend_from_slice(&source.items);
+        titles.extend_from_slice(&source.titles);
+        uids.extend((0..source.users.len() as u32).map(|i| (i, i + 1)));
+        iids.extend((0..source.items.len() as u32).map(|i| (i, i + 1)));
+    }
     let mut splits: HashMap<Split, Samples> = HashMap::new();
     let mut liked: Vec<u32> = Vec::new();
     let mut last_user = None;

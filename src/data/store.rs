@@ -12,7 +12,8 @@ use super::Error;
 use super::error::BadRow;
 use super::interactions::Interactions;
 use super::parquet_io::{Titles, read_samples, read_titles, write_ids, write_samples};
-use super::rules::{RawKeys, build, mark_warmth};
+use super::parquet_table::part_files;
+use super::rules::{IdOrder, RawKeys, build, mark_warmth};
 use super::samples::{Dataset, Samples, Split};
 use crate::files::{sha256_file, write_atomic};
 
@@ -73,7 +74,7 @@ pub struct Manifest {
     pub source: String,
     /// Labels, splits, order, ids: each rule in words.
     pub rules: Vec<String>,
-    /// File name → SHA-256 of every input.
+    /// File name → SHA-256 of every input; a directory's parts by their names below it.
     pub inputs: BTreeMap<String, String>,
     /// Facts of train, valid, valid_small, test.
     pub splits: Splits,
@@ -118,25 +119,41 @@ pub struct Source<'a> {
     pub bad_rows: &'a [BadRow],
 }
 
-/// Share of valid that becomes valid_small: the official half of ML-1M.
-const SMALL: f64 = 0.5;
+/// What differs between sources in the common form.
+pub struct Rules {
+    /// In words: which rows, which are likes, how they are split.
+    pub source: Vec<String>,
+    /// Share of valid that becomes valid_small.
+    pub small: f64,
+    /// How users and items are numbered.
+    pub ids: IdOrder,
+}
 
-/// Applies the rules to a source in the common form and writes the result. `rules`: how likes and splits were found.
-pub fn write_built(out: &Path, rows: &Interactions, source: Source, rules: [String; 2]) -> Result<Manifest, Error> {
-    let [liked, split] = rules;
-    let rules = vec![
-        liked,
-        split,
-        "order: user, then time; ties keep the order of the file".into(),
+impl Rules {
+    /// Half of valid as valid_small, as the official ML-1M has it, and numbers by first appearance.
+    pub fn usual(liked: String, split: String) -> Self {
+        Rules { source: vec![liked, split], small: 0.5, ids: IdOrder::Sorted }
+    }
+}
+
+/// Applies the rules to a source in the common form and writes the result.
+pub fn write_built(out: &Path, rows: &Interactions, source: Source, rules: Rules) -> Result<Manifest, Error> {
+    let Rules { source: mut words, small, ids } = rules;
+    let numbered = match ids {
+        IdOrder::Sorted => "ids: from 1 in order of first appearance",
+        IdOrder::Source => "ids: from 1, items in the order of the items file, users by first appearance in that order",
+    };
+    words.extend([
+        "order: user, then time; ties keep the order of the source".into(),
         "history: all liked items of the user before the row, across splits, oldest first, after a sentinel 0".into(),
-        "ids: from 1 in order of first appearance".into(),
+        numbered.into(),
         "not_cold: user and item occur in train; warm: more than 3 train rows each; cold: neither occurs in train"
             .into(),
-        format!("valid_small: {SMALL} of valid, the rows of pandas' sample with random_state 2023"),
-    ];
-    let unused = rows.unlisted + rows.rows.iter().filter(|r| r.split.is_none()).count();
-    let (dataset, keys) = build(rows, SMALL);
-    write(out, &dataset, &keys, source, rules, unused)
+        format!("valid_small: {small} of valid, the rows of pandas' sample with random_state 2023"),
+    ]);
+    let unused = rows.unused + rows.rows.iter().filter(|r| r.split.is_none()).count();
+    let (dataset, keys) = build(rows, small, ids);
+    write(out, &dataset, &keys, source, words, unused)
 }
 
 /// Writes a prepared directory. Files appear whole; the manifest comes last, so a directory with one is complete.
@@ -149,19 +166,32 @@ pub fn write(
     unused_rows: usize,
 ) -> Result<Manifest, Error> {
     check_usable(dataset)?;
+    let overwritten =
+        |input: &Path| Err(Error::file(input, "is an input, and would be overwritten; write to another directory"));
+    // Before anything is made: an empty directory inside a table would spoil it.
+    let inside = |p: &&&Path| {
+        let whole = |p: &Path| std::path::absolute(p).unwrap_or_default();
+        p.is_dir() && whole(dir).starts_with(whole(p))
+    };
+    if let Some(input) = source.inputs.iter().find(inside) {
+        return overwritten(input);
+    }
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
     let here = dir.canonicalize().map_err(Error::io(dir))?;
     let overwrites = |p: &&&Path| {
         p.extension().is_some_and(|e| e == "parquet") && p.canonicalize().is_ok_and(|p| p.parent() == Some(&here))
     };
     if let Some(input) = source.inputs.iter().find(overwrites) {
-        return Err(Error::file(input, "is an input, and would be overwritten; write to another directory"));
+        return overwritten(input);
     }
     let hash = |path: &Path| {
         let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
         sha256_file(path).map(|h| (name, h)).map_err(Error::io(path))
     };
-    let inputs = source.inputs.iter().map(|p| hash(p)).collect::<Result<_, _>>()?;
+    // The inputs may be many gigabytes: all cores.
+    let parts: Vec<_> = source.inputs.iter().map(|p| part_files(p)).collect::<Result<_, _>>()?;
+    let hashed = parts.into_par_iter().flatten().map(|(name, path)| Ok((name, hash(&path)?.1)));
+    let inputs = hashed.collect::<Result<_, Error>>()?;
     let manifest_path = dir.join("manifest.json");
     remove_if_there(&manifest_path)?;
     let mut outputs: Vec<PathBuf> = Split::ALL
@@ -249,10 +279,10 @@ impl Dataset {
     /// rows. Warmth is counted from train in both cases.
     pub fn load(dir: &Path) -> Result<Self, Error> {
         let items = dir.join("items.parquet");
-        let mut titles = if items.is_file() { read_titles(&items)? } else { Titles::default() };
+        let mut titles = if items.exists() { read_titles(&items)? } else { Titles::default() };
         let mut read = |split: Split| {
             let path = dir.join(format!("{}.parquet", split.name()));
-            if !path.is_file() {
+            if !path.exists() {
                 let what = "is missing; a data directory holds train, valid, valid_small and test.parquet: make one with `collm-engine prepare`";
                 return Err(Error::file(&path, what));
             }

@@ -1,14 +1,19 @@
-//! Interactions and items as delimited text with a header: CSV and RecBole's atomic files, read into the common form.
+//! Interactions and items as tables with named columns, read into the common form: delimited text with a header (CSV, RecBole's
+//! atomic files), or Parquet, one file or a directory of parts. Parquet is told by its first bytes.
 
 use std::path::{Path, PathBuf};
 
+use arrow_array::RecordBatch;
+
 use super::Error;
+use super::cells::cells;
 use super::interactions::{Collector, UnknownItem};
+use super::parquet_table::{ParquetTable, is_parquet};
 use super::split::SplitRule;
-use super::store::{Manifest, Source, write_built};
+use super::store::{Manifest, Rules, Source, write_built};
 use super::time::{EXPECTED, seconds};
 
-/// How a delimited file is laid out.
+/// How a table is laid out. Delimiter, quoting and typed header do not concern Parquet.
 #[derive(Clone, Debug)]
 pub struct Layout {
     /// Field delimiter.
@@ -94,7 +99,7 @@ impl Layout {
     }
 }
 
-/// Prepares interactions and items that are delimited text. `name` describes the source in the manifest.
+/// Prepares interactions and items, each delimited text or Parquet. `name` describes the source in the manifest.
 pub fn prepare_table(
     name: &str,
     interactions: &Path,
@@ -109,7 +114,7 @@ pub fn prepare_table(
     read_interactions(interactions, layout, &mut collector)?;
     let (mut source, bad_rows) = collector.finish(skip_bad_rows)?;
     split.assign(&mut source);
-    let rules = [layout.liked.describe(), split.describe()];
+    let rules = Rules::usual(layout.liked.describe(), split.describe());
     write_built(out, &source, Source { name, inputs: &[interactions, items], bad_rows: &bad_rows }, rules)
 }
 
@@ -121,6 +126,7 @@ fn read_items(path: &Path, layout: &Layout, collector: &mut Collector) -> Result
         None => table.title_column()?,
     };
     let year = layout.year.as_ref().and_then(|y| table.position(y));
+    table.start(&[Some(item), Some(title), year]);
     while let Some((line, record)) = table.next(collector)? {
         let mut name = record[title].trim().to_string();
         if let Some(year) = year.map(|y| record[y].trim()).filter(|y| is_year(y))
@@ -144,6 +150,7 @@ fn read_interactions(path: &Path, layout: &Layout, collector: &mut Collector) ->
         Error::file(path, format!("has no column {:?}; {}; {hint}", layout.liked.column(), table.columns()))
     })?;
     let time = table.column(&layout.timestamp)?;
+    table.start(&[Some(user), Some(item), Some(liked), Some(time)]);
     while let Some((line, record)) = table.next(collector)? {
         let stamp = record[time].trim();
         let added = layout.liked.of(record[liked].trim()).and_then(|label| {
@@ -174,13 +181,40 @@ fn ends_in_year(title: &str) -> bool {
 
 struct Table {
     path: PathBuf,
-    reader: csv::Reader<std::fs::File>,
+    rows: Rows,
     delimiter: u8,
     header: Vec<String>,
 }
 
+enum Rows {
+    Delimited(csv::Reader<std::fs::File>),
+    Parquet(Box<ParquetRows>),
+}
+
+/// Rows of a Parquet table as records, from 1; columns that were not asked for are empty.
+struct ParquetRows {
+    /// Taken when the reading starts.
+    table: Option<ParquetTable>,
+    batches: Box<dyn Iterator<Item = Result<RecordBatch, Error>>>,
+    /// Records of the last batch, last first.
+    records: Vec<csv::StringRecord>,
+    row: u64,
+}
+
 impl Table {
     fn open(path: &Path, layout: &Layout) -> Result<Self, Error> {
+        if is_parquet(path) {
+            let table = ParquetTable::open(path)?;
+            let header = table.columns()?;
+            let batches = Box::new(std::iter::empty());
+            let rows = ParquetRows { table: Some(table), batches, records: Vec::new(), row: 0 };
+            return Ok(Table {
+                path: path.to_path_buf(),
+                rows: Rows::Parquet(Box::new(rows)),
+                delimiter: b'\t',
+                header,
+            });
+        }
         let file = std::fs::File::open(path).map_err(Error::io(path))?;
         let mut reader = csv::ReaderBuilder::new()
             .delimiter(layout.delimiter)
@@ -197,7 +231,17 @@ impl Table {
         if header.is_empty() {
             return Err(Error::file(path, "is empty; expected a line of column names, then rows"));
         }
-        Ok(Table { path: path.to_path_buf(), reader, delimiter: layout.delimiter, header })
+        Ok(Table { path: path.to_path_buf(), rows: Rows::Delimited(reader), delimiter: layout.delimiter, header })
+    }
+
+    /// Begins with the rows; of a Parquet table only these columns are read.
+    fn start(&mut self, columns: &[Option<usize>]) {
+        if let Rows::Parquet(rows) = &mut self.rows
+            && let Some(table) = rows.table.take()
+        {
+            let names = columns.iter().flatten().map(|&at| self.header[at].clone()).collect();
+            rows.batches = Box::new(table.batches(Some(names)));
+        }
     }
 
     fn position(&self, name: &str) -> Option<usize> {
@@ -231,9 +275,13 @@ impl Table {
 
     /// The next usable record and its line; unusable ones are noted.
     fn next(&mut self, collector: &mut Collector) -> Result<Option<(u64, csv::StringRecord)>, Error> {
+        let reader = match &mut self.rows {
+            Rows::Parquet(rows) => return rows.next(&self.path, &self.header),
+            Rows::Delimited(reader) => reader,
+        };
         let mut record = csv::ByteRecord::new();
         loop {
-            let more = self.reader.read_byte_record(&mut record);
+            let more = reader.read_byte_record(&mut record);
             if !more.map_err(|e| Error::file(&self.path, e.to_string()))? {
                 return Ok(None);
             }
@@ -242,18 +290,56 @@ impl Table {
                 Ok(text) if text.len() == self.header.len() => return Ok(Some((line, text))),
                 Ok(text) => {
                     let reason = format!("{} fields; expected {} as in the header", text.len(), self.header.len());
-                    collector.reject(&self.path, line, reason, &self.text(&text));
+                    collector.reject(&self.path, line, reason, &joined(&text, self.delimiter));
                 }
                 Err(e) => {
                     let lossy = csv::StringRecord::from_byte_record_lossy(e.into_byte_record());
-                    collector.reject(&self.path, line, "not UTF-8; expected UTF-8 text".into(), &self.text(&lossy));
+                    collector.reject(
+                        &self.path,
+                        line,
+                        "not UTF-8; expected UTF-8 text".into(),
+                        &joined(&lossy, self.delimiter),
+                    );
                 }
             }
         }
     }
 
     fn text(&self, record: &csv::StringRecord) -> String {
-        record.iter().collect::<Vec<_>>().join(&char::from(self.delimiter).to_string())
+        joined(record, self.delimiter)
+    }
+}
+
+fn joined(record: &csv::StringRecord, delimiter: u8) -> String {
+    record.iter().collect::<Vec<_>>().join(&char::from(delimiter).to_string())
+}
+
+impl ParquetRows {
+    fn next(&mut self, path: &Path, header: &[String]) -> Result<Option<(u64, csv::StringRecord)>, Error> {
+        while self.records.is_empty() {
+            let Some(batch) = self.batches.next() else { return Ok(None) };
+            let batch = batch?;
+            let column = |name: &String| {
+                let array = batch.column_by_name(name)?;
+                Some(cells(array).map_err(|e| Error::file(path, format!("column {name} {e}"))))
+            };
+            let columns = header.iter().map(|name| column(name).transpose()).collect::<Result<Vec<_>, _>>()?;
+            let mut text = String::new();
+            let record = |row| {
+                let mut record = csv::StringRecord::new();
+                for cell in &columns {
+                    text.clear();
+                    if let Some(cell) = cell {
+                        cell(row, &mut text);
+                    }
+                    record.push_field(&text);
+                }
+                record
+            };
+            self.records = (0..batch.num_rows()).rev().map(record).collect();
+        }
+        self.row += 1;
+        Ok(self.records.pop().map(|record| (self.row, record)))
     }
 }
 

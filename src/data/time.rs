@@ -1,7 +1,7 @@
 //! Timestamps: Unix seconds from text, and the calendar (proleptic Gregorian, UTC) behind months and dates.
 
 /// Latest second believed (year 5138). Twelve digits and more are milliseconds, which would put every row in one split.
-const LATEST: i64 = 99_999_999_999;
+pub const LATEST: i64 = 99_999_999_999;
 
 /// What [`seconds`] accepts, for messages.
 pub const EXPECTED: &str =

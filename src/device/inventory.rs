@@ -51,7 +51,7 @@ fn host() -> Entry {
 }
 
 fn card(ordinal: usize) -> Entry {
-    let device = Device::Cuda { ordinal, precision: Precision::Bf16 };
+    let device = Device::cuda(ordinal, Precision::Bf16);
     match Cuda::open(ordinal, Precision::Bf16) {
         Ok(cuda) => {
             let d = cuda.description();

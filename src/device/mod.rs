@@ -34,15 +34,32 @@ pub enum Device {
         ordinal: usize,
         /// Element type.
         precision: cuda::Precision,
+        /// Who computes its matrix products.
+        gemm: cuda::GemmChoice,
     },
 }
 
 impl Device {
+    /// A card with our kernels alone.
+    pub fn cuda(ordinal: usize, precision: cuda::Precision) -> Self {
+        Device::Cuda { ordinal, precision, gemm: cuda::GemmChoice::Ours }
+    }
+
+    /// The same device with another choice of who computes products; the CPU has none.
+    pub fn with_gemm(self, gemm: cuda::GemmChoice) -> Self {
+        match self {
+            Device::Cpu => self,
+            Device::Cuda { ordinal, precision, .. } => Device::Cuda { ordinal, precision, gemm },
+        }
+    }
+
     /// Opens the card; nothing to open on the CPU.
     pub fn open(self) -> cuda::Result<Option<cuda::Cuda>> {
         match self {
             Device::Cpu => Ok(None),
-            Device::Cuda { ordinal, precision } => cuda::Cuda::open(ordinal, precision).map(Some),
+            Device::Cuda { ordinal, precision, gemm } => {
+                Ok(Some(cuda::Cuda::open(ordinal, precision)?.with_gemm(gemm)))
+            }
         }
     }
 }
@@ -62,7 +79,7 @@ impl FromStr for Device {
                     (Some("f32"), None) => cuda::Precision::F32,
                     _ => return Err(bad()),
                 };
-                Ok(Device::Cuda { ordinal, precision })
+                Ok(Device::cuda(ordinal, precision))
             }
             _ => Err(bad()),
         }
@@ -73,8 +90,8 @@ impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Device::Cpu => write!(f, "cpu"),
-            Device::Cuda { ordinal, precision: cuda::Precision::Bf16 } => write!(f, "cuda:{ordinal}"),
-            Device::Cuda { ordinal, precision: cuda::Precision::F32 } => write!(f, "cuda:{ordinal}:f32"),
+            Device::Cuda { ordinal, precision: cuda::Precision::Bf16, .. } => write!(f, "cuda:{ordinal}"),
+            Device::Cuda { ordinal, precision: cuda::Precision::F32, .. } => write!(f, "cuda:{ordinal}:f32"),
         }
     }
 }

@@ -1,10 +1,13 @@
 //! A packed batch: prompts laid end to end, without padding, and split where gradients begin.
 
 use std::ops::Range;
+use std::sync::Arc;
+
+use half::slice::HalfFloatSliceExt;
 
 use crate::device::cpu::splice::Source;
 use crate::device::ops::Segment;
-use crate::llm::sharing::{Group, Sharing};
+use crate::llm::sharing::{Group, Sharing, within};
 use crate::prompt::{PromptRef, SlotKind};
 
 /// Where the gradient starts in each prompt.
@@ -17,6 +20,15 @@ pub enum GradientFrom {
     FirstSlot,
 }
 
+/// Keys and values of frozen text that are known before the pass ([`super::prefix_cache`]).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Given {
+    /// How many tokens.
+    pub tokens: usize,
+    /// Rotated keys, then values, of every token in every block: `[n_layers, tokens, 2 · kv_width]`.
+    pub kv: Arc<[half::f16]>,
+}
+
 /// Rows of one or more prompts, frozen rows first.
 #[derive(Clone, Debug, Default)]
 pub struct PackedBatch {
@@ -26,8 +38,10 @@ pub struct PackedBatch {
     pub positions: Vec<u32>,
     /// Number of each row's token within the optimizer step (for dropout): the same however a step is cut.
     pub step_tokens: Vec<u32>,
-    /// Who attends to whom when every row is a query.
+    /// Who attends to whom when every row is a query. Key/value rows are those of [`Self::given`], then the batch's own.
     pub segments: Vec<Segment>,
+    /// Keys and values that are not computed: they come before those of the rows.
+    pub given: Vec<Given>,
     /// The row of each prompt's last token, in prompt order.
     pub last_rows: Vec<usize>,
     /// Rows before this one need no gradient.
@@ -42,31 +56,45 @@ impl PackedBatch {
     ///
     /// A slot takes row `(i · 2 + kind) · tokens_per_vector + part` of the vectors, i the prompt's place in this batch.
     pub fn new(prompts: &[PromptRef], tokens_per_vector: usize, from: GradientFrom, first_prompt: usize) -> Self {
-        Self::grouped(prompts, &Sharing::none(prompts.len()).groups, tokens_per_vector, from, first_prompt)
+        let groups = Sharing::none(first_prompt + prompts.len()).groups;
+        Self::grouped(prompts, &groups, tokens_per_vector, from, first_prompt, Vec::new())
     }
 
-    /// As [`Self::new`], with the prefix of each group ([`super::sharing`]) computed once. `groups`: consecutive runs of `prompts`.
-    /// A slot in a shared prefix takes the vector of the group's first prompt; its gradient is that of all readers.
+    /// As [`Self::new`], with the prefix of each group ([`super::sharing`]) computed once. `groups`: of the whole step, their members
+    /// places in it; those that have some here count.
+    ///
+    /// A slot in a shared prefix takes the vector of the group's first prompt here; its gradient is that of all readers. The tokens of
+    /// a shared prefix carry the numbers of the group's first prompt in the step, so they are dropped out once for all members, the
+    /// same however the step is cut.
+    ///
+    /// `given`: empty, or with [`GradientFrom::FirstSlot`] the keys and values of the frozen text of each group here, in order.
     pub fn grouped(
         prompts: &[PromptRef],
         groups: &[Group],
         tokens_per_vector: usize,
         from: GradientFrom,
         first_prompt: usize,
+        given: Vec<Given>,
     ) -> Self {
+        let n_given: usize = given.iter().map(|g| g.tokens).sum();
         let mut batch = PackedBatch::default();
         let mut prefixes = vec![0..0; prompts.len()];
-        for group in groups {
-            let first = group.members.start;
-            let frozen = match from {
+        let mut at = 0;
+        for (k, (group, members)) in within(groups, first_prompt..first_prompt + prompts.len()).enumerate() {
+            let members = members.start - first_prompt..members.end - first_prompt;
+            let first = members.start;
+            let tokens = group.prefix.max(match from {
                 GradientFrom::Start => 0,
-                GradientFrom::FirstSlot => prompts[first].slots.first().map_or(0, |s| s.position as usize),
-            };
-            let tokens = group.prefix.max(frozen);
-            if tokens > 0 {
-                let rows = batch.push(&prompts[first], 0..tokens, first, first_prompt, tokens_per_vector);
-                batch.segments.push(Segment { q: rows.clone(), kv: rows.clone(), prefix: 0..0 });
-                prefixes[group.members.clone()].fill(rows);
+                GradientFrom::FirstSlot => frozen_tokens(&prompts[first]),
+            });
+            if let Some(given) = given.get(k) {
+                assert_eq!(given.tokens, tokens, "the keys and values of a group's frozen text");
+                prefixes[members].fill(at..at + tokens);
+                at += tokens;
+            } else if tokens > 0 {
+                let q = batch.push(&prompts[first], 0..tokens, first, group.members.start, tokens_per_vector);
+                batch.segments.push(Segment { kv: q.clone(), q: q.clone(), prefix: 0..0 });
+                prefixes[members].fill(q);
             }
         }
         if from == GradientFrom::FirstSlot {
@@ -74,19 +102,21 @@ impl PackedBatch {
         }
         for (i, (prompt, prefix)) in prompts.iter().zip(prefixes).enumerate() {
             let own = prefix.len()..prompt.ids.len();
-            let rows = batch.push(prompt, own, i, first_prompt, tokens_per_vector);
-            batch.last_rows.push(rows.end - 1);
-            batch.segments.push(Segment { q: rows.clone(), kv: rows, prefix });
+            let q = batch.push(prompt, own, i, first_prompt + i, tokens_per_vector);
+            batch.last_rows.push(q.end - 1);
+            batch.segments.push(Segment { kv: n_given + q.start..n_given + q.end, q, prefix });
         }
+        batch.given = given;
         batch
     }
 
+    /// Rows for some tokens of prompt `i`, under the numbers of the step's prompt `number`.
     fn push(
         &mut self,
         prompt: &PromptRef,
         tokens: Range<usize>,
         i: usize,
-        first_prompt: usize,
+        number: usize,
         tokens_per_vector: usize,
     ) -> Range<usize> {
         let start = self.sources.len();
@@ -96,8 +126,23 @@ impl PackedBatch {
             self.sources[start + slot.position as usize - tokens.start] = Source::Vector(vector as u32);
         }
         self.positions.extend(tokens.clone().map(|t| t as u32));
-        self.step_tokens.extend(tokens.map(|t| ((first_prompt + i) * MAX_PROMPT_TOKENS + t) as u32));
+        self.step_tokens.extend(tokens.map(|t| (number * MAX_PROMPT_TOKENS + t) as u32));
         start..self.sources.len()
+    }
+
+    /// Key/value rows that are given.
+    pub fn n_given(&self) -> usize {
+        self.given.iter().map(|g| g.tokens).sum()
+    }
+
+    /// Block `l`'s part of what is given, widened, `[n_given, width]`.
+    pub fn read_given(&self, l: usize, width: usize, out: &mut [f32]) {
+        let mut at = 0;
+        for given in &self.given {
+            let len = given.tokens * width;
+            given.kv[l * len..][..len].convert_to_f32_slice(&mut out[at..at + len]);
+            at += len;
+        }
     }
 
     /// Number of rows (tokens).
@@ -126,6 +171,11 @@ impl PackedBatch {
         let with_gradient = self.segments.iter().filter(|s| s.q.start >= first);
         with_gradient.map(|s| Segment { q: s.q.start - first..s.q.end - first, ..s.clone() }).collect()
     }
+}
+
+/// Tokens before the first slot of a prompt: they depend on nothing that is trained where the adapter is frozen. None without slots.
+pub fn frozen_tokens(prompt: &PromptRef) -> usize {
+    prompt.slots.first().map_or(0, |s| s.position as usize)
 }
 
 /// Cuts prompts of the given lengths into consecutive runs of at most `max_tokens` tokens (at least one prompt a run).
@@ -178,7 +228,7 @@ mod tests {
         let prompts: [PromptRef; 3] = [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 6]]
             .map(|ids: [u32; 4]| PromptRef { ids: Box::leak(Box::new(ids)), slots: &[] });
         let groups = [Group { members: 0..2, prefix: 3 }, Group { members: 2..3, prefix: 0 }];
-        let batch = PackedBatch::grouped(&prompts, &groups, 1, GradientFrom::Start, 0);
+        let batch = PackedBatch::grouped(&prompts, &groups, 1, GradientFrom::Start, 0, Vec::new());
         use Source::Token as T;
         assert_eq!(batch.sources, [T(1), T(2), T(3), T(4), T(5), T(1), T(2), T(3), T(6)]);
         assert_eq!(batch.positions, [0, 1, 2, 3, 3, 0, 1, 2, 3]);

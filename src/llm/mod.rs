@@ -12,6 +12,8 @@ pub mod gguf;
 mod gguf_tokenizer;
 pub mod model;
 pub mod peft;
+pub mod prefix_cache;
+mod prefix_file;
 pub mod sharing;
 pub mod verify;
 pub mod weights;

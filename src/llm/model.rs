@@ -5,7 +5,7 @@
 //! ([`super::cpu`]) and for NVIDIA cards ([`super::cuda`]).
 
 use super::batch::PackedBatch;
-use super::cuda::{Demand, Plan, Recompute, Rules, Training};
+use super::cuda::{Counts, Demand, Plan, Recompute, Rules, Training};
 use super::peft::LoraTensors;
 use super::weights::ModelWeights;
 use super::{Error, ModelConfig, cpu, cuda};
@@ -110,19 +110,20 @@ impl Model {
         }
     }
 
-    /// On a card, puts what a stage trains there for passes of the demanded size, and says in a line how they use its memory;
-    /// `None` on the CPU.
+    /// On a card, puts what a stage trains there for passes of the demanded size, and says how they use its memory; `None` on the
+    /// CPU.
     pub fn training(
         &self,
         demand: &Demand,
         lora: &LoraTensors,
         cie: Option<&Mapping>,
         rules: Rules,
-    ) -> Result<Option<(Training<'_>, String)>, Error> {
+    ) -> Result<Option<(Training<'_>, Plan)>, Error> {
         let Backend::Cuda(m) = &self.backend else { return Ok(None) };
-        let plan = m.plan(&Demand { lora: Some(lora), state: Training::bytes(lora, cie, rules), ..*demand })?;
-        let training = Training::new(m, lora, cie, rules, plan.recompute)?;
-        Ok(Some((training, plan.to_string())))
+        let demand = demand.training(m.config(), lora, cie, rules, m.multiprocessors());
+        let plan = m.plan(&demand)?;
+        let training = Training::new(m, lora, cie, rules, &demand, plan.recompute)?;
+        Ok(Some((training, plan)))
     }
 
     /// How passes of this size would use the memory of the card that holds the model; `None` on the CPU.
@@ -130,6 +131,13 @@ impl Model {
         match &self.backend {
             Backend::Cpu(_) => Ok(None),
             Backend::Cuda(m) => m.plan(demand).map(Some),
+        }
+    }
+
+    /// Whether the card that holds the model runs passes that come again as graphs: the bits are the same.
+    pub fn use_graphs(&mut self, graphs: bool) {
+        if let Backend::Cuda(m) = &mut self.backend {
+            m.use_graphs(graphs);
         }
     }
 
@@ -193,6 +201,27 @@ impl Model {
         })
     }
 
+    /// Rotated keys and values of the rows of a batch without slots, of each block `[n_rows, 2 · kv_width]`; `None` on a card.
+    pub fn keys_values(
+        &self,
+        lora: Option<&LoraTensors>,
+        batch: &PackedBatch,
+        workspace: &mut Workspace,
+    ) -> Option<Vec<Vec<half::f16>>> {
+        match &self.backend {
+            Backend::Cpu(m) => Some(m.keys_values(lora, batch, &mut workspace.cpu)),
+            Backend::Cuda(_) => None,
+        }
+    }
+
+    /// The same model with an adapter added to its weights in float32; `None` on a card, whose weights would round it to their type.
+    pub fn merged(&self, lora: &LoraTensors) -> Option<Model> {
+        match &self.backend {
+            Backend::Cpu(m) => Some(Model { backend: Backend::Cpu(Box::new(m.merged(lora))) }),
+            Backend::Cuda(_) => None,
+        }
+    }
+
     /// Forward and backward over one (micro-)batch. Returns the scores and the sum of the rows' losses.
     pub fn train_pass(&self, pass: TrainPass, workspace: &mut Workspace) -> Result<(Vec<f32>, f64), Error> {
         Ok(match &self.backend {
@@ -209,6 +238,11 @@ impl Workspace {
             self.on(m)?.set_recompute(Recompute::Blocks);
         }
         Ok(())
+    }
+
+    /// How passes on a card have been run so far.
+    pub fn cuda_counts(&self) -> Counts {
+        self.cuda.as_ref().map(cuda::Workspace::counts).unwrap_or_default()
     }
 
     fn on(&mut self, model: &cuda::Model) -> Result<&mut cuda::Workspace, Error> {

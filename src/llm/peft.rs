@@ -9,6 +9,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::weights::module_shapes;
 use super::{Error, ModelConfig};
@@ -117,6 +118,17 @@ impl LoraTensors {
     /// Trained numbers.
     pub fn n_params(&self) -> usize {
         self.tensors.values().map(|p| p.a.len() + p.b.len()).sum()
+    }
+
+    /// Identifies the adapter by what it computes: SHA-256 over scaling, names and values.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.scaling().to_le_bytes());
+        for (name, values) in self.named() {
+            hash.update(name);
+            hash.update(bytemuck::cast_slice::<_, u8>(values));
+        }
+        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
     }
 
     /// PEFT's key of every tensor, and its values: A before B, block by block.

@@ -84,46 +84,42 @@ impl Sharing {
         own - self.groups.iter().map(|g| (g.members.len() - 1) * g.prefix).sum::<usize>()
     }
 
-    /// Runs of groups of at most `max_tokens` computed tokens each. A group that alone is larger is split.
-    pub fn batches(&self, lengths: impl Fn(usize) -> usize, max_tokens: usize) -> Vec<Vec<Group>> {
-        let mut batches: Vec<Vec<Group>> = Vec::new();
-        let mut room = 0;
+    /// Consecutive runs of places, each of at most `max_tokens` computed tokens, of whole groups where they fit. A group that alone
+    /// is larger is split, and its prefix computed with each part.
+    pub fn batches(&self, lengths: impl Fn(usize) -> usize, max_tokens: usize) -> Vec<Range<usize>> {
+        let mut batches: Vec<Range<usize>> = Vec::new();
+        let mut used = 0;
+        let mut push = |part: Range<usize>, cost: usize| match batches.last_mut() {
+            Some(batch) if used + cost <= max_tokens => {
+                batch.end = part.end;
+                used += cost;
+            }
+            _ => {
+                batches.push(part);
+                used = cost;
+            }
+        };
         for group in &self.groups {
-            let mut part = Group { members: group.members.start..group.members.start, prefix: group.prefix };
-            let mut cost = group.prefix;
+            let (mut start, mut cost) = (group.members.start, group.prefix);
             for place in group.members.clone() {
                 let own = lengths(self.order[place]) - group.prefix;
-                if !part.members.is_empty() && cost + own > max_tokens {
-                    push(
-                        &mut batches,
-                        &mut room,
-                        std::mem::replace(&mut part, Group { members: place..place, ..group.clone() }),
-                        cost,
-                        max_tokens,
-                    );
-                    cost = group.prefix;
+                if place > start && cost + own > max_tokens {
+                    push(start..place, cost);
+                    (start, cost) = (place, group.prefix);
                 }
                 cost += own;
-                part.members.end = place + 1;
             }
-            push(&mut batches, &mut room, part, cost, max_tokens);
+            push(start..group.members.end, cost);
         }
         batches
     }
 }
 
-/// Adds a group to the last batch if it has room.
-fn push(batches: &mut Vec<Vec<Group>>, room: &mut usize, group: Group, cost: usize, max_tokens: usize) {
-    match batches.last_mut() {
-        Some(batch) if *room >= cost => {
-            batch.push(group);
-            *room -= cost;
-        }
-        _ => {
-            batches.push(vec![group]);
-            *room = max_tokens.saturating_sub(cost);
-        }
-    }
+/// The groups that have members among `places`, and those members.
+pub fn within(groups: &[Group], places: Range<usize>) -> impl Iterator<Item = (&Group, Range<usize>)> {
+    let first = groups.partition_point(|g| g.members.end <= places.start);
+    let here = groups[first..].iter().take_while(move |g| g.members.start < places.end);
+    here.map(move |g| (g, g.members.start.max(places.start)..g.members.end.min(places.end)))
 }
 
 /// Cuts n sorted prompts, whose neighbours share `common` tokens, into groups that save the most.
@@ -226,12 +222,13 @@ mod tests {
         };
         // Lengths 8: the first group costs 6 + 5 · 2 = 16.
         let batches = sharing.batches(|_| 8, 12);
-        let members: Vec<usize> = batches.iter().flatten().flat_map(|g| g.members.clone()).collect();
-        assert_eq!(members, [0, 1, 2, 3, 4, 5, 6]);
-        for batch in &batches {
-            let cost: usize = batch.iter().map(|g| g.prefix + g.members.len() * (8 - g.prefix)).sum();
+        assert_eq!(batches, [0..3, 3..5, 5..6, 6..7]);
+        for batch in batches {
+            let cost: usize =
+                within(&sharing.groups, batch.clone()).map(|(g, m)| g.prefix + m.len() * (8 - g.prefix)).sum();
             assert!(cost <= 12, "{batch:?} costs {cost}");
         }
+        assert_eq!(sharing.batches(|_| 8, 18), [0..5, 5..7]);
         assert_eq!(sharing.batches(|_| 8, 1000).len(), 1);
     }
 }

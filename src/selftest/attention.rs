@@ -269,7 +269,9 @@ fn compute(cuda: &Cuda, case: &Case, q: &[f32], kv: &[f32], d_out: &[f32]) -> Re
         contained &= values.split_off(buffer.len() - MARGIN).iter().all(|&x| x == SENTINEL);
         Ok(values)
     };
-    let lse = number(&lse)?;
+    // [n_heads, n_q], as the oracle has it.
+    let by_head = number(&lse)?;
+    let lse = (0..n_q).flat_map(|q| (0..shape.n_heads).map(move |h| h * n_q + q)).map(|i| by_head[i]).collect();
     number(&delta)?;
     let half = |at: usize| d_kv.chunks_exact(2 * kv_width).flat_map(|r| &r[at..at + kv_width]).copied().collect();
     Ok(Computed { out, lse, d_q, d_k: half(0), d_v: half(kv_width), contained })

@@ -12,12 +12,12 @@ use crate::device::cpu::gemm::{Dense, FrozenMatrix, Operand, Output};
 use crate::device::cuda::attention::{Attention, Backward, Tables};
 use crate::device::cuda::gemm::{Epilogue, Gemm, Weight};
 use crate::device::cuda::lora::{Adapter, GradTarget, Lora};
-use crate::device::cuda::mask::{Mask, mask_words};
+use crate::device::cuda::mask::{Mask, Numbers, mask_words};
 use crate::device::cuda::memory::{Elements, to_elements};
 use crate::device::cuda::norm::Norm;
 use crate::device::cuda::rope::{Part, Rope};
 use crate::device::cuda::rows::RowMoves;
-use crate::device::cuda::{Buffer, Cuda, Precision, Result, Rows};
+use crate::device::cuda::{Buffer, Cuda, GemmChoice, Precision, Result, Rows};
 use crate::device::ops::{Dropout, HeadShape, Segment};
 use crate::llm::weights::WeightMatrix;
 
@@ -48,6 +48,8 @@ pub struct Timed {
     pub operation: String,
     /// Of one run.
     pub seconds: f64,
+    /// The same by cuBLASLt, where that is there and can.
+    pub cublaslt: Option<f64>,
     /// Arithmetic, or 0 where bytes decide.
     pub flops: f64,
     /// Bytes read and written at least.
@@ -123,6 +125,7 @@ impl Layer {
 /// Operations of a layer on a card.
 struct CardBench<'a> {
     cuda: &'a Cuda,
+    gemm: Gemm,
     rows: Vec<Timed>,
 }
 
@@ -154,7 +157,17 @@ impl CardBench<'_> {
 
     fn flops(&mut self, operation: &str, flops: f64, work: impl FnMut() -> Result<()>) -> Result<()> {
         let seconds = self.time(work)?;
-        self.rows.push(Timed { operation: operation.to_owned(), seconds, flops, bytes: 0.0 });
+        self.rows.push(Timed { operation: operation.to_owned(), seconds, cublaslt: None, flops, bytes: 0.0 });
+        Ok(())
+    }
+
+    /// A matrix product by our kernels, then by cuBLASLt.
+    fn gemm(&mut self, operation: &str, flops: f64, work: impl Fn(&Gemm) -> Result<()>) -> Result<()> {
+        self.gemm.choice = GemmChoice::Ours;
+        let seconds = self.time(|| work(&self.gemm))?;
+        self.gemm.choice = GemmChoice::CublasLt;
+        let cublaslt = self.gemm.has_cublaslt().then(|| self.time(|| work(&self.gemm))).transpose()?;
+        self.rows.push(Timed { operation: operation.to_owned(), seconds, cublaslt, flops, bytes: 0.0 });
         Ok(())
     }
 
@@ -168,18 +181,18 @@ impl CardBench<'_> {
     ) -> Result<()> {
         let seconds = self.time(work)?;
         let bytes = (elements * self.cuda.precision().bytes() + others) as f64;
-        self.rows.push(Timed { operation: operation.to_owned(), seconds, flops: 0.0, bytes });
+        self.rows.push(Timed { operation: operation.to_owned(), seconds, cublaslt: None, flops: 0.0, bytes });
         Ok(())
     }
 
     /// `[m, k]` times `[n, k]` or `[k, n]`.
     fn product(&mut self, operation: &str, way: Weight, [m, n, k]: [usize; 3], add: bool) -> Result<()> {
-        let (cuda, gemm) = (self.cuda, Gemm::new(self.cuda)?);
+        let cuda = self.cuda;
         let (_a, a) = self.matrix(m, k)?;
         let (_b, b) = if way == Weight::Transposed { self.matrix(n, k)? } else { self.matrix(k, n)? };
         let (_c, c) = self.matrix(m, n)?;
         let epilogue = Epilogue::Plain { bias: 0, addend: add.then_some(c), masks: None };
-        self.flops(operation, 2.0 * (m * n * k) as f64, || gemm.run(cuda, a, b, way, c, epilogue))
+        self.gemm(operation, 2.0 * (m * n * k) as f64, |gemm| gemm.run(cuda, a, b, way, c, epilogue))
     }
 
     fn products(&mut self, layer: &Layer) -> Result<()> {
@@ -187,20 +200,23 @@ impl CardBench<'_> {
         let (forward, backward) = (Weight::Transposed, Weight::Plain);
         self.product("gemm q, k, v", forward, [n, layer.qkv(), hidden], false)?;
         self.product("gemm output + residual", forward, [n, hidden, q], true)?;
-        let (cuda, gemm) = (self.cuda, Gemm::new(self.cuda)?);
+        let cuda = self.cuda;
         let (_x, x) = self.matrix(n, hidden)?;
         let (_w, w) = self.matrix(2 * inter, hidden)?;
         let (_c, c) = self.matrix(n, 2 * inter)?;
         let (_act, act) = self.matrix(n, inter)?;
         let swiglu = Epilogue::Swiglu { bias: 0, act, keep: true };
         let flops = 4.0 * (n * inter * hidden) as f64;
-        self.flops("gemm gate, up, SwiGLU", flops, || gemm.run(cuda, x, w, forward, c, swiglu))?;
+        self.gemm("gemm gate, up, SwiGLU", flops, |gemm| gemm.run(cuda, x, w, forward, c, swiglu))?;
         self.product("gemm down + residual", forward, [n, hidden, inter], true)?;
         let (_down, down) = self.matrix(hidden, inter)?;
         let (_saved, gate_up) = self.matrix(n, 2 * inter)?;
         let through = Epilogue::SwigluBackward { gate_up, masks: None };
-        let name = "gemm down backward, SwiGLU backward";
-        self.flops(name, flops / 2.0, || gemm.run(cuda, x, down, backward, c, through))?;
+        // cuBLASLt has no part in this one.
+        self.gemm.choice = GemmChoice::Ours;
+        let seconds = self.time(|| self.gemm.run(cuda, x, down, backward, c, through))?;
+        let operation = "gemm down backward, SwiGLU backward".to_owned();
+        self.rows.push(Timed { operation, seconds, cublaslt: None, flops: flops / 2.0, bytes: 0.0 });
         self.product("gemm gate, up backward", backward, [n, hidden, 2 * inter], false)?;
         self.product("gemm output backward", backward, [n, q, hidden], false)?;
         self.product("gemm q, k, v backward", backward, [n, hidden, layer.qkv()], false)?;
@@ -275,8 +291,9 @@ impl CardBench<'_> {
         })?;
 
         let (dropout, mask) = (Dropout { p: 0.05, seed: 1, step: 1 }, Mask::new(cuda)?);
+        let numbers = Numbers::upload(cuda, &dropout)?;
         let bits = Buffer::new(cuda, n * mask_words(hidden), "a benchmark")?;
-        self.bytes("dropout mask", 0, n * hidden / 8, || mask.run(cuda, &dropout, 0, &positions, 0, n, hidden, &bits))?;
+        self.bytes("dropout mask", 0, n * hidden / 8, || mask.run(cuda, &numbers, 0, &positions, 0, n, hidden, &bits))?;
         let order: Vec<i32> = (0..n as i32).rev().collect();
         let (order, moves) = (Buffer::from_host(cuda, &order, "a benchmark")?, RowMoves::new(cuda)?);
         self.bytes("gather rows", 2 * values, 0, || moves.gather(cuda, &order, x, h))
@@ -290,14 +307,14 @@ pub fn cuda(cuda: &Cuda) -> Result<Bench> {
     if emulated {
         layer = Layer { prompts: 1, ..Layer::for_memory(0) };
     }
-    let mut bench = CardBench { cuda, rows: Vec::new() };
+    let mut bench = CardBench { cuda, gemm: Gemm::new(cuda)?, rows: Vec::new() };
     bench.products(&layer)?;
     bench.attention(&layer)?;
     bench.row_operations(&layer)?;
     // Far larger than any cache, unless it is emulated.
     let bytes = if emulated { 1 << 20 } else { (cuda.memory()?.0 / 8).min(1 << 30) };
     let (from, mut to) = (Buffer::zeros(cuda, bytes, "a benchmark")?, Buffer::<u8>::new(cuda, bytes, "a benchmark")?);
-    let seconds = bench.time(|| to.copy_from(cuda, &from, bytes))?;
+    let seconds = bench.time(|| to.copy_from(cuda, 0, &from, bytes))?;
     let shape = format!("{}: {}", cuda.description().name, layer.describe());
     Ok(Bench { shape, emulated, rows: bench.rows, copy_bytes_per_s: 2.0 * bytes as f64 / seconds })
 }
@@ -318,7 +335,13 @@ pub fn cpu() -> Bench {
     let (n, hidden, inter, heads) = (layer.tokens(), layer.hidden, layer.inter, layer.heads);
     let mut rows = Vec::new();
     let mut push = |operation: &str, flops: f64, values: usize, seconds: f64| {
-        rows.push(Timed { operation: operation.to_owned(), seconds, flops, bytes: 4.0 * values as f64 });
+        rows.push(Timed {
+            operation: operation.to_owned(),
+            seconds,
+            cublaslt: None,
+            flops,
+            bytes: 4.0 * values as f64,
+        });
     };
     let (q_width, kv_width) = (heads.q_width(), heads.kv_width());
     for (name, out, width) in [

@@ -320,7 +320,7 @@ fn heads() -> Vec<Outcome> {
                 let near = limit(F32, width) + 2.0 * epsilon(F32);
                 let moved = near * z.iter().fold(1.0f64, |m, z| m.max(z.abs()));
                 let want: f64 = z.iter().zip(&labels).map(|(z, l)| head::loss(*z, *l).0).sum();
-                let gradient = head::gradient(&x, &w, &answer, &labels, f64::from(weight));
+                let gradient = head::gradient(&x, &w, &answer, &labels, &vec![f64::from(weight); labels.len()]);
                 let mut push = |what: &str, got: &[f32], want: &[f64], limit: f64| {
                     let case = format!("{what} {loss:?} n {n} width {width} logits about {size}");
                     outcomes.push(outcome("yes_head", case, got, want, limit));

@@ -1,10 +1,10 @@
-//! Matrix products with each epilogue, tile shape, raggedness and mask.
+//! Matrix products with each epilogue, tile shape, raggedness and mask; the same through cuBLASLt, where a card's choice lets it in.
 
 use super::{Guarded, Outcome, epsilon, limit, random, relative_error, round};
 use crate::device::cuda::gemm::{Epilogue, Gemm, Masked, Masks, Stack, Weight};
-use crate::device::cuda::mask::{Mask, mask_words};
+use crate::device::cuda::mask::{Mask, Numbers, mask_words};
 use crate::device::cuda::memory::to_elements;
-use crate::device::cuda::{Buffer, Cuda, Result};
+use crate::device::cuda::{Buffer, Cuda, GemmChoice, Result};
 use crate::device::ops::Dropout;
 use crate::rng::philox4x32;
 
@@ -48,22 +48,40 @@ pub fn cases(cuda: &Cuda) -> Result<Vec<Outcome>> {
     gemm.resident = 2;
     for shape in 0..gemm.shapes() {
         gemm.force = Some(shape);
-        for way in [Weight::Transposed, Weight::Plain] {
-            for (m, n, k) in [(1, 8, 8), (7, 72, 40), (63, 64, 64), (65, 136, 72), (257, 200, 104), (1100, 24, 16)] {
-                for full in [false, true] {
-                    outcomes.push(plain(cuda, &gemm, way, m, n, k, full)?);
-                }
-                outcomes.push(swiglu(cuda, &gemm, way, m, n, k)?);
-            }
-            for (m, n, tail, k) in [(70, 72, 16, 40), (150, 264, 136, 200)] {
-                outcomes.push(stacked(cuda, &gemm, way, m, n, tail, k)?);
-            }
-            for (m, width, rank) in [(33, 72, 8), (70, 200, 16), (5, 64, 40)] {
-                outcomes.push(masked(cuda, &gemm, way, m, width, rank)?);
-            }
-        }
+        every_case(cuda, &gemm, &mut outcomes)?;
+    }
+    if gemm.has_cublaslt() {
+        outcomes.extend(cublaslt_cases(cuda)?);
     }
     Ok(outcomes)
+}
+
+/// All cases by cuBLASLt, as far as it can; the card must have been opened with a choice that lets it in.
+pub fn cublaslt_cases(cuda: &Cuda) -> Result<Vec<Outcome>> {
+    let mut gemm = Gemm::new(cuda)?;
+    gemm.choice = GemmChoice::CublasLt;
+    let mut outcomes = Vec::new();
+    every_case(cuda, &gemm, &mut outcomes)?;
+    outcomes.iter_mut().for_each(|o| (o.case, o.operation) = (format!("{}: {}", o.operation, o.case), "gemm cuBLASLt"));
+    Ok(outcomes)
+}
+
+fn every_case(cuda: &Cuda, gemm: &Gemm, outcomes: &mut Vec<Outcome>) -> Result<()> {
+    for way in [Weight::Transposed, Weight::Plain] {
+        for (m, n, k) in [(1, 8, 8), (7, 72, 40), (63, 64, 64), (65, 136, 72), (257, 200, 104), (1100, 24, 16)] {
+            for full in [false, true] {
+                outcomes.push(plain(cuda, gemm, way, m, n, k, full)?);
+            }
+            outcomes.push(swiglu(cuda, gemm, way, m, n, k)?);
+        }
+        for (m, n, tail, k) in [(70, 72, 16, 40), (150, 264, 136, 200)] {
+            outcomes.push(stacked(cuda, gemm, way, m, n, tail, k)?);
+        }
+        for (m, width, rank) in [(33, 72, 8), (70, 200, 16), (5, 64, 40)] {
+            outcomes.push(masked(cuda, gemm, way, m, width, rank)?);
+        }
+    }
+    Ok(())
 }
 
 fn plain(cuda: &Cuda, gemm: &Gemm, way: Weight, m: usize, n: usize, k: usize, full: bool) -> Result<Outcome> {
@@ -179,12 +197,12 @@ fn masked(cuda: &Cuda, gemm: &Gemm, way: Weight, m: usize, width: usize, rank: u
     let n_out = plain + 2 * rank;
     let tokens: Vec<u32> = (0..m as u32).map(|t| 3 * t + 1).collect();
     let d_tokens = Buffer::from_host(cuda, &tokens, "tokens")?;
-    let mask = Mask::new(cuda)?;
+    let (mask, numbers) = (Mask::new(cuda)?, Numbers::upload(cuda, &dropout)?);
     let masks: [Buffer<u32>; 2] =
         [Buffer::new(cuda, m * mask_words(width), "mask")?, Buffer::new(cuda, m * mask_words(width), "mask")?];
     let modules = [4, 9];
     for (out, module) in masks.iter().zip(modules) {
-        mask.run(cuda, &dropout, module, &d_tokens, 0, m, width, out)?;
+        mask.run(cuda, &numbers, module, &d_tokens, 0, m, width, out)?;
     }
     let adapters = [
         Masked { first: plain, count: rank, mask: masks[0].address() },
@@ -211,9 +229,7 @@ fn masked(cuda: &Cuda, gemm: &Gemm, way: Weight, m: usize, width: usize, rank: u
             let (row, column) = (i / n_out, i % n_out);
             *want = (0..width)
                 .map(|f| {
-                    // The masked input is rounded once more.
-                    let x = f64::from(round(p, (f64::from(x[row * width + f]) * scale_of(column, row, f)) as f32));
-                    x * f64::from(weight[column * width + f])
+                    f64::from(x[row * width + f]) * scale_of(column, row, f) * f64::from(weight[column * width + f])
                 })
                 .sum();
         }

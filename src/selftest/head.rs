@@ -22,11 +22,11 @@ pub(super) fn loss(z: f64, label: f64) -> (f64, f64) {
     (z.max(0.0) - label * z + (-z.abs()).exp().ln_1p(), derivative)
 }
 
-/// The gradient of `weight · Σ loss` with respect to x.
-pub(super) fn gradient(x: &[f64], w: &[f64], answer: &[f64], labels: &[f64], weight: f64) -> Vec<f64> {
+/// The gradient of `Σ weight · loss` with respect to x.
+pub(super) fn gradient(x: &[f64], w: &[f64], answer: &[f64], labels: &[f64], weights: &[f64]) -> Vec<f64> {
     let z = logits(x, w, answer);
-    let d_y: Vec<f64> =
-        z.iter().zip(labels).flat_map(|(z, l)| answer.iter().map(move |a| weight * loss(*z, *l).1 * a)).collect();
+    let d_z = z.iter().zip(labels).zip(weights).map(|((z, l), weight)| weight * loss(*z, *l).1);
+    let d_y: Vec<f64> = d_z.flat_map(|d_z| answer.iter().map(move |a| d_z * a)).collect();
     backward(x, w, f64::from(EPS), &d_y)
 }
 
@@ -64,7 +64,8 @@ fn case(
         random(p, 2 * width, 4).iter().map(|a| round(p, a * size / (width as f32).sqrt())).collect();
     let (yes_row, no_row) = answers.split_at(width);
     let labels: Vec<f32> = (0..n).map(|i| (i % 2) as f32).collect();
-    let weight = 0.125;
+    // A row of weight 0 fills a batch up.
+    let weights: Vec<f32> = (0..n).map(|i| [0.125, 0.25, 0.0][i % 3]).collect();
 
     let d_rows = Guarded::filled(cuda, n, total, total + 8, &rows)?;
     let d_w = Guarded::filled(cuda, 1, width, width, &w)?;
@@ -72,9 +73,9 @@ fn case(
         (Guarded::filled(cuda, 1, width, width, yes_row)?, Guarded::filled(cuda, 1, width, width, no_row)?);
     let d_b = Guarded::filled(cuda, rank, width, width, &transposed(&b, rank))?;
     let (scores, losses) = (Floats::new(cuda, n)?, Floats::new(cuda, n)?);
-    let d_labels = Floats::filled(cuda, &labels)?;
+    let (d_labels, d_weights) = (Floats::filled(cuda, &labels)?, Floats::filled(cuda, &weights)?);
     let (d_x, y) = (Guarded::new(cuda, n, width, width + 16)?, Guarded::new(cuda, n, width, width)?);
-    let weights = HeadWeights {
+    let head_weights = HeadWeights {
         norm: d_w.rows().address,
         yes: d_yes.rows().address,
         no: if no { d_no.rows().address } else { 0 },
@@ -83,14 +84,13 @@ fn case(
     let lora = (rank > 0).then(|| Adapter::new(first_u, rank, d_b.rows().address));
     let trained = training.then(|| HeadTraining {
         labels: &d_labels.buffer,
+        weights: &d_weights.buffer,
         losses: &losses.buffer,
-        first_loss: 0,
         d_x: d_x.rows(),
-        weight,
     });
     // Scoring gives the normed states too.
     let normed = (!training).then(|| y.rows());
-    head.run(cuda, weights, d_rows.rows(), width, lora, &scores.buffer, normed, trained)?;
+    head.run(cuda, head_weights, d_rows.rows(), width, lora, &scores.buffer, normed, trained)?;
 
     let (left, mut contained) = d_rows.read(cuda)?;
     let beside = if rank > 0 { width } else { 0 };
@@ -128,7 +128,8 @@ fn case(
     let want: Vec<f64> = z.iter().zip(&labels).map(|(z, l)| loss(*z, *l).0).collect();
     record("loss", relative_error(&got, &want), moved, inside);
     let (got, inside) = d_x.read(cuda)?;
-    let want = gradient(&x, &w, &answer, &labels, f64::from(weight));
+    let weights: Vec<f64> = weights.iter().map(|w| f64::from(*w)).collect();
+    let want = gradient(&x, &w, &answer, &labels, &weights);
     record("d_x", relative_error(&got, &want), limit(p, width) + moved, inside);
     Ok(outcomes)
 }
@@ -141,11 +142,11 @@ mod tests {
     #[test]
     fn the_oracles_gradient_is_that_of_its_loss() {
         let [x, w, answer] = [1, 2, 3].map(|seed| columns(&random(Precision::F32, 24, seed), 24, 0, 24));
-        let (w, answer, labels) = (&w[..8], &answer[..8], [0.0, 1.0, 1.0]);
+        let (w, answer, labels, weights) = (&w[..8], &answer[..8], [0.0, 1.0, 1.0], [0.125, 0.5, 0.0]);
         let total = |x: &[f64]| {
             let z = super::logits(x, w, answer);
-            z.iter().zip(labels).map(|(z, l)| 0.125 * super::loss(*z, l).0).sum::<f64>()
+            z.iter().zip(labels).zip(weights).map(|((z, l), w)| w * super::loss(*z, l).0).sum::<f64>()
         };
-        assert_close(&super::gradient(&x, w, answer, &labels, 0.125), &differences(total, &x));
+        assert_close(&super::gradient(&x, w, answer, &labels, &weights), &differences(total, &x));
     }
 }

@@ -4,7 +4,7 @@ use super::floats::Floats;
 use super::gemm::{factor, silu};
 use super::{Guarded, Outcome, add_adapter, columns, epsilon, limit, random, relative_error, round, transposed};
 use crate::device::cuda::lora::{Adapter, GradTarget, InputMask, Lora, Pack};
-use crate::device::cuda::mask::{Mask, mask_words};
+use crate::device::cuda::mask::{Mask, Numbers, mask_words};
 use crate::device::cuda::{Buffer, Cuda, Precision, Result};
 use crate::device::ops::Dropout;
 
@@ -173,10 +173,9 @@ fn gradient_of_a(
     let mask = Buffer::new(cuda, n * mask_words(width), "a mask")?;
     let mut dropped = columns(&x, width, 0, width);
     if masked {
-        Mask::new(cuda)?.run(cuda, &dropout, 6, &d_tokens, 0, n, width, &mask)?;
+        Mask::new(cuda)?.run(cuda, &Numbers::upload(cuda, &dropout)?, 6, &d_tokens, 0, n, width, &mask)?;
         for (i, x) in dropped.iter_mut().enumerate() {
-            // The dropped input is rounded once more.
-            *x = f64::from(round(p, (*x * factor(&dropout, 6, tokens[i / width], i % width, width)) as f32));
+            *x *= factor(&dropout, 6, tokens[i / width], i % width, width);
         }
     }
     let applied = masked.then(|| InputMask { mask: mask.address(), scale: dropout.scale() });

@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use super::gemm::factor;
-use crate::device::cuda::mask::{Mask, mask_words};
+use crate::device::cuda::mask::{Mask, Numbers, mask_words};
 use crate::device::cuda::{Buffer, Cuda, Result};
 use crate::device::ops::Dropout;
 
@@ -28,14 +28,15 @@ fn case(cuda: &Cuda, mask: &Mask, p: f32, rows: usize, width: usize) -> Result<O
     let words = mask_words(width);
     let d_tokens = Buffer::from_host(cuda, &tokens, "tokens")?;
     let out = Buffer::from_host(cuda, &vec![SENTINEL; rows * words + 64], "a mask")?;
-    mask.run(cuda, &dropout, module, &d_tokens, first, rows, width, &out)?;
+    let numbers = Numbers::upload(cuda, &dropout)?;
+    mask.run(cuda, &numbers, module, &d_tokens, first, rows, width, &out)?;
     let bits = out.download(cuda, out.len())?;
     let (quarter, section_words) = (width.div_ceil(4), words / 4);
     let mut wrong = 0;
     for row in 0..rows {
         for feature in 0..width {
             let (section, bit) = (feature / quarter, feature % quarter);
-            let word = bits[row * words + section * section_words + bit / 32];
+            let word = bits[(section * section_words + bit / 32) * rows + row];
             let kept = word >> (bit % 32) & 1 == 1;
             wrong += usize::from(kept != (factor(&dropout, module, tokens[first + row], feature, width) > 0.0));
         }

@@ -9,11 +9,13 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::layers::{Fault, Layers};
 use super::method::{Method, Strategy};
+use super::order::Grouping;
 use super::schedule::{Schedule, ScheduleKind};
 use super::variants::VARIANTS;
 use crate::collab::CollabConfig;
 use crate::device::ops::Loss;
 use crate::llm::peft::{TARGETS, Target};
+use crate::llm::prefix_cache::PrefixCacheMode;
 use crate::prompt::{PromptStyle, Template};
 
 /// A resolved experiment. Defaults are the official values for ML-1M where there are any (reference, section 5).
@@ -142,6 +144,14 @@ pub struct StageConfig {
     pub train_cie: bool,
     /// PARITY: the official stage 2 freezes the adapter but leaves its dropout on. Off by default.
     pub frozen_lora_dropout: bool,
+    /// What a pass over train shuffles: rows (`off`), or groups of rows that begin alike, whose prefix is then computed once
+    /// (`shuffle-groups`). Dropout drops a shared token once for all rows that share it.
+    pub group: Grouping,
+    /// Where the keys and values of the text before the first slot are kept while the adapter is frozen, rounded to f16: `off`
+    /// (computed in every pass, exact), `memory`, `disk` (in the run directory) or `auto`. On the CPU only.
+    pub prefix_cache: PrefixCacheMode,
+    /// Most bytes of it; 0: half of the memory available, or of the disk free.
+    pub prefix_cache_bytes: u64,
 }
 
 /// `[eval]`
@@ -230,6 +240,9 @@ impl Default for StageConfig {
             train_lora: false,
             train_cie: false,
             frozen_lora_dropout: false,
+            group: Grouping::Off,
+            prefix_cache: PrefixCacheMode::Off,
+            prefix_cache_bytes: 0,
         }
     }
 }
@@ -261,9 +274,11 @@ impl StageConfig {
     }
 }
 
-const PRESETS: [(&str, &str); 3] = [
+const PRESETS: [(&str, &str); 5] = [
     ("ml-1m/collm-mf", include_str!("presets/ml-1m-collm-mf.toml")),
     ("ml-1m/collm-lightgcn", include_str!("presets/ml-1m-collm-lightgcn.toml")),
+    ("ml-1m/collm-sasrec", include_str!("presets/ml-1m-collm-sasrec.toml")),
+    ("ml-1m/collm-din", include_str!("presets/ml-1m-collm-din.toml")),
     ("ml-100k/collm-mf", include_str!("presets/ml-100k-collm-mf.toml")),
 ];
 
@@ -304,7 +319,7 @@ impl Config {
     /// Do the values make sense? The first that does not, and what would.
     fn check(&self) -> Result<(), Fault> {
         let fault = |key: &str, what: String| Err((key.to_string(), what));
-        let (mf, gcn) = (&self.collab.mf, &self.collab.lightgcn);
+        let CollabConfig { mf, lightgcn: gcn, sasrec, din, .. } = &self.collab;
         // At least 1; the upper bounds keep a slip of the finger from becoming an allocation.
         counts(&[
             ("lora.rank", self.lora.rank as u64, 4096),
@@ -321,6 +336,18 @@ impl Config {
             ("collab.lightgcn.batch_size", gcn.batch_size as u64, LARGEST),
             ("collab.lightgcn.max_epochs", gcn.max_epochs as u64, LARGEST),
             ("collab.lightgcn.patience", gcn.patience as u64, LARGEST),
+            ("collab.sasrec.dim", sasrec.dim as u64, 16_384),
+            ("collab.sasrec.blocks", sasrec.blocks as u64, 64),
+            ("collab.sasrec.heads", sasrec.heads as u64, 1024),
+            ("collab.sasrec.max_length", sasrec.max_length as u64, 4096),
+            ("collab.sasrec.batch_size", sasrec.batch_size as u64, LARGEST),
+            ("collab.sasrec.max_epochs", sasrec.max_epochs as u64, LARGEST),
+            ("collab.sasrec.patience", sasrec.patience as u64, LARGEST),
+            ("collab.din.dim", din.dim as u64, 16_384),
+            ("collab.din.max_length", din.max_length as u64, 4096),
+            ("collab.din.batch_size", din.batch_size as u64, LARGEST),
+            ("collab.din.max_epochs", din.max_epochs as u64, LARGEST),
+            ("collab.din.patience", din.patience as u64, LARGEST),
             ("checkpoint.every_steps", self.checkpoint.every_steps, LARGEST),
         ])?;
         not_negative(&[
@@ -328,6 +355,10 @@ impl Config {
             ("collab.mf.weight_decay", mf.weight_decay),
             ("collab.lightgcn.learning_rate", gcn.learning_rate),
             ("collab.lightgcn.weight_decay", gcn.weight_decay),
+            ("collab.sasrec.learning_rate", sasrec.learning_rate),
+            ("collab.sasrec.weight_decay", sasrec.weight_decay),
+            ("collab.din.learning_rate", din.learning_rate),
+            ("collab.din.weight_decay", din.weight_decay),
             ("lora.alpha", self.lora.alpha),
         ])?;
         if let Some(t) = self.lora.targets.iter().find(|t| Target::named(t).is_none()) {
@@ -336,8 +367,24 @@ impl Config {
         if self.lora.targets.is_empty() {
             return fault("lora.targets", format!("is empty; expected some of {}", TARGETS.join(", ")));
         }
-        if !(0.0..1.0).contains(&self.lora.dropout) {
-            return fault("lora.dropout", format!("is {}; expected 0 <= dropout < 1", self.lora.dropout));
+        for (key, p) in [
+            ("lora.dropout", self.lora.dropout),
+            ("collab.sasrec.dropout", sasrec.dropout),
+            ("collab.din.dropout", din.dropout),
+        ] {
+            if !(0.0..1.0).contains(&p) {
+                return fault(key, format!("is {p}; expected 0 <= dropout < 1"));
+            }
+        }
+        for (key, heads) in
+            [("collab.sasrec.heads", sasrec.heads), ("collab.sasrec.collm_heads", sasrec.collm_heads.max(1))]
+        {
+            if !sasrec.dim.is_multiple_of(heads) {
+                return fault(key, format!("is {heads}; expected a divisor of collab.sasrec.dim = {}", sasrec.dim));
+            }
+        }
+        if !din.dim.is_multiple_of(3) {
+            return fault("collab.din.dim", format!("is {}; expected a multiple of 3: item, history, user", din.dim));
         }
         let known = CollabConfig::models();
         if !known.contains(&self.collab.model.as_str()) {
@@ -412,6 +459,15 @@ impl StageConfig {
             return Err((
                 key("min_lr"),
                 format!("is {min}, above {name}.learning_rate = {top}: the rate would rise; lower it"),
+            ));
+        }
+        if self.prefix_cache != PrefixCacheMode::Off && (self.train_lora || self.frozen_lora_dropout) {
+            let which = if self.train_lora { "train_lora" } else { "frozen_lora_dropout" };
+            return Err((
+                key("prefix_cache"),
+                format!(
+                    "is on, but with {name}.{which} the text before the first slot differs in every step; set it off"
+                ),
             ));
         }
         if !self.train_lora && !self.train_cie {
@@ -515,6 +571,10 @@ mod tests {
         );
         assert!(error(&["stage2.train_cie=false"]).contains("stage2 trains nothing"));
         assert!(error(&["stage1.max_epochs=99999999999"]).ends_with("expected at most 1000000000"));
+        assert!(error(&["collab.sasrec.heads=3"]).ends_with("is 3; expected a divisor of collab.sasrec.dim = 64"));
+        assert!(error(&["collab.din.dim=64"]).ends_with("is 64; expected a multiple of 3: item, history, user"));
+        assert!(error(&["collab.din.dropout=1"]).contains("expected 0 <= dropout < 1"));
+        assert!(error(&["collab.model=ncf"]).ends_with("is \"ncf\"; known: mf, lightgcn, sasrec, din"));
         assert!(error(&["collab.mf.patience=0"]).ends_with("collab.mf.patience is 0; expected at least 1"));
         assert!(
             error(&["prompt.stage1=nope"]).contains("prompt.stage1 is not usable: template nope: neither a built-in")

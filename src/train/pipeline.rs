@@ -21,6 +21,7 @@ use crate::eval::report::MethodResult;
 use crate::files::sha256;
 use crate::llm::model::{Model, Workspace};
 use crate::llm::peft::LoraTensors;
+use crate::llm::prefix_cache::{Plan, PrefixCache, PrefixCacheMode};
 use crate::llm::weights::ModelWeights;
 use crate::progress::Progress;
 use crate::prompt::{Example, LlmTokenizer, PromptBuilder, PromptSet, Template, tokenize_split};
@@ -260,6 +261,31 @@ impl Pipeline {
         Ok((saved.model, dir.join("best")))
     }
 
+    /// Frozen text as stage 2 of the run computes it, if it has a prefix cache: what is on disk is read and added to. `None` without a
+    /// cache, for another part, and on a card.
+    pub fn prefixes<'a>(
+        &'a self,
+        run: &Path,
+        part: Part,
+        trained: &'a Trained,
+    ) -> Result<Option<PrefixCache<'a>>, Error> {
+        let (config, path) = (&self.config.stage2, run.join("stage2").join("prefixes.kv"));
+        if part != Part::Stage2 || self.model.on_card() {
+            return Ok(None);
+        }
+        let plan = match config.prefix_cache {
+            PrefixCacheMode::Off => None,
+            PrefixCacheMode::Auto if path.exists() => {
+                Plan::new(PrefixCacheMode::Disk, config.prefix_cache_bytes, 0, &path)
+            }
+            PrefixCacheMode::Disk => Plan::new(PrefixCacheMode::Disk, config.prefix_cache_bytes, 0, &path),
+            // Rounded alike, but nothing comes twice: nothing is kept.
+            PrefixCacheMode::Memory | PrefixCacheMode::Auto => Some(Plan { disk: false, limit: 0, needed: 0 }),
+        };
+        let Some(plan) = plan else { return Ok(None) };
+        Ok(Some(PrefixCache::open(&self.model, Some(&trained.tensors.lora), plan, &path)?))
+    }
+
     /// Writes what others read: the adapter in PEFT's layout, and the mapping.
     pub fn export(&self, run: &RunDir, tensors: &Trainable) -> Result<(), Error> {
         tensors.lora.save(&run.root().join("adapter"), &self.config.llm.dir)?;
@@ -286,6 +312,7 @@ impl Pipeline {
         trained: Option<&Trained>,
         rows: &[usize],
         name: &str,
+        prefixes: Option<&mut PrefixCache>,
     ) -> Result<(Vec<f32>, Duration), Error> {
         let prompts = self.prompts(part, Split::Test)?;
         let task = self.progress.task(&format!("score {name}"), rows.len() as u64);
@@ -301,6 +328,7 @@ impl Pipeline {
             loss,
             self.config.eval.batch_tokens,
             &mut Workspace::default(),
+            prefixes,
             |n| task.set(n as u64),
         )?;
         let took = began.elapsed();
@@ -322,7 +350,7 @@ impl Pipeline {
         }
         if parts.is_empty() {
             let title = config.method.title(config.strategy, "");
-            let (scores, took) = self.score_test(Part::Stage1, None, &rows, &title)?;
+            let (scores, took) = self.score_test(Part::Stage1, None, &rows, &title, None)?;
             scored.push((title, scores, took));
         }
         for part in parts.into_iter().filter(|&part| part != Part::Collab) {
@@ -330,7 +358,9 @@ impl Pipeline {
                 Part::Stage2 => config.method.title(config.strategy, config.collab.title()),
                 _ => Method::Tallrec.title(Strategy::Default, ""),
             };
-            let (scores, took) = self.score_test(part, Some(&self.trained(run, part)?), &rows, &title)?;
+            let trained = self.trained(run, part)?;
+            let mut prefixes = self.prefixes(run, part, &trained)?;
+            let (scores, took) = self.score_test(part, Some(&trained), &rows, &title, prefixes.as_mut())?;
             scored.push((title, scores, took));
         }
         if let ([(first, alone, took), others @ ..], true) = (&scored[..], ensemble) {

@@ -14,6 +14,7 @@ use super::trainable::score_rows;
 use crate::data::parquet_io::{integers, read_batches, write_batch};
 use crate::data::{Samples, Split};
 use crate::llm::model::Workspace;
+use crate::llm::prefix_cache::PrefixCache;
 use crate::prompt::encode_rows;
 
 /// Rows read and scored at once.
@@ -32,10 +33,10 @@ enum Source<const N: usize> {
 }
 
 impl<const N: usize> IdReader<N> {
-    /// Opens a file; a name that ends in `.parquet` is Parquet.
+    /// Opens a file; a name that ends in `.parquet`, or a directory of part files, is Parquet.
     pub fn open(path: &Path, names: [&'static str; N]) -> Result<Self, Error> {
         let bad = |what: String| Error::state(path, what);
-        let source = if path.extension().is_some_and(|e| e == "parquet") {
+        let source = if path.is_dir() || path.extension().is_some_and(|e| e == "parquet") {
             let mut rows = Vec::new();
             for batch in read_batches(path)? {
                 let column = |name: &str| {
@@ -111,6 +112,7 @@ pub struct Scorer<'a> {
     /// Everything a user liked, oldest first.
     liked: HashMap<u32, Vec<u32>>,
     workspace: Workspace,
+    prefixes: Option<PrefixCache<'a>>,
 }
 
 impl<'a> Scorer<'a> {
@@ -132,7 +134,14 @@ impl<'a> Scorer<'a> {
             }
         }
         let liked = latest.into_iter().map(|(user, (_, liked))| (user, liked)).collect();
-        Scorer { pipeline, trained, part, known, liked, workspace: Workspace::default() }
+        Scorer { pipeline, trained, part, known, liked, workspace: Workspace::default(), prefixes: None }
+    }
+
+    /// With the prefix cache of the run, if it has one ([`Pipeline::prefixes`]). For rows as they come: candidates of one user share
+    /// more among themselves than what is kept.
+    pub fn with_prefixes(mut self, run: &Path) -> Result<Self, Error> {
+        self.prefixes = self.pipeline.prefixes(run, self.part, self.trained)?;
+        Ok(self)
     }
 
     /// Rows of the data form for (user, item) pairs: the row of the data itself where there is one, else the user's likes so far
@@ -196,6 +205,7 @@ impl<'a> Scorer<'a> {
             loss,
             config.eval.batch_tokens,
             &mut self.workspace,
+            self.prefixes.as_mut(),
             |_| (),
         )
     }

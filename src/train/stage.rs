@@ -3,7 +3,7 @@
 //! Everything random is a function of (seed, pass or step), and the state between steps is the checkpoint: a stage that dies and
 //! is resumed ends in the same bits as one that did not.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::config::{Config, StageConfig};
 use super::groups::{self, Filling};
+use super::order::{Grouping, Order};
 use super::run_dir::RunDir;
 use super::state::TrainState;
-use super::trainable::{Trainable, packed, score_with};
+use super::trainable::{Together, Trainable, score_with};
 use super::tuner::Tuner;
 use crate::checkpoint::{Checkpoint, Tensor, take_tensor};
 use crate::collab::slots::Tuned;
@@ -23,9 +24,10 @@ use crate::data::Dataset;
 use crate::device::cpu::optimizer::{Adam, Decay};
 use crate::device::ops::Dropout;
 use crate::eval::metrics::evaluate;
-use crate::llm::batch::{GradientFrom, micro_batches};
+use crate::llm::batch::{GradientFrom, frozen_tokens, micro_batches};
 use crate::llm::cuda::{Demand, MicroBatch, Rules};
 use crate::llm::model::Model;
+use crate::llm::prefix_cache::{self, Plan, PrefixCache, PrefixCacheMode};
 use crate::progress::Progress;
 use crate::prompt::PromptSet;
 use crate::rng::Rng;
@@ -99,13 +101,54 @@ impl Stage<'_> {
         self.experiment.lora.dropout > 0.0 && (self.config.train_lora || self.config.frozen_lora_dropout)
     }
 
-    /// The largest micro-batch.
-    fn demand(&self) -> Demand<'static> {
-        let lengths = || (0..self.train.len()).map(|i| self.train.tokens(i));
-        let shortest = lengths().min().unwrap_or(1).max(1);
-        let tokens = self.config.micro_batch_tokens.max(lengths().max().unwrap_or(0));
-        let prompts = tokens.div_ceil(shortest);
-        Demand { lora: None, tokens, prompts, train: true, dropout: self.drops(), state: 0 }
+    /// Where gradients begin: anything trained in the blocks, and dropout that must be drawn again, reach all tokens.
+    fn gradient_from(&self) -> GradientFrom {
+        if self.config.train_lora || self.drops() { GradientFrom::Start } else { GradientFrom::FirstSlot }
+    }
+
+    fn order(&self) -> Order {
+        let seed = self.experiment.seed;
+        let rows = limited_rows(self.train.len(), self.config.rows, seed);
+        match self.config.group {
+            Grouping::Off => Order::of_rows(rows, seed),
+            Grouping::ShuffleGroups => Order::of_groups(rows, &self.data.train, self.train, self.gradient_from(), seed),
+        }
+    }
+
+    /// Opens the cache of frozen text that the settings ask for, and says how it is used. `rows`: of train and valid that it is for;
+    /// `path`: of its file.
+    fn prefixes<'a>(
+        &'a self,
+        start: &'a Trainable,
+        rows: [&[usize]; 2],
+        path: &Path,
+    ) -> Result<Option<(PrefixCache<'a>, Plan)>, Error> {
+        let (model, config) = (self.model, self.config);
+        if model.on_card() && config.prefix_cache == PrefixCacheMode::Auto {
+            return Ok(None);
+        }
+        let all = rows.iter().zip([self.train, self.valid]).flat_map(|(rows, set)| rows.iter().map(|&r| set.get(r)));
+        let needed = prefix_cache::needed(model, all.map(|p| &p.ids[..frozen_tokens(&p)]));
+        let Some(plan) = Plan::new(config.prefix_cache, config.prefix_cache_bytes, needed, path) else {
+            return Ok(None);
+        };
+        if model.on_card() {
+            let what = "is for the CPU so far; set it off to train on a card".to_string();
+            return Err(Error::Config { origin: format!("{}.prefix_cache", self.name), what });
+        }
+        Ok(Some((PrefixCache::open(model, Some(&start.lora), plan, path)?, plan)))
+    }
+
+    /// The largest micro-batch, and the largest batch of an evaluation.
+    fn demand(&self, order: &Order) -> Demand<'static> {
+        let longest = |set: &PromptSet| (0..set.len()).map(|i| set.tokens(i)).max().unwrap_or(0);
+        let tokens = self.config.micro_batch_tokens.max(longest(self.train));
+        let prompts = tokens.div_ceil(order.shortest_own(self.train));
+        let score_tokens = self.experiment.eval.batch_tokens.max(longest(self.valid));
+        // Prompts that share a prefix cost no more than their own tokens.
+        let score_prompts = score_tokens.div_ceil(8);
+        let frozen = self.gradient_from() == GradientFrom::FirstSlot;
+        Demand { tokens, prompts, frozen, dropout: self.drops(), score_tokens, score_prompts, ..Demand::default() }
     }
 
     /// Every group of tensors in a line.
@@ -151,6 +194,9 @@ impl Stage<'_> {
         if let Some(plan) = trainer.learned.plan() {
             progress.line(&format!("{}: {plan}", self.name));
         }
+        if let Some((_, plan)) = &trainer.prefixes {
+            progress.line(&format!("{}: {plan}", self.name));
+        }
         let task = progress.task(self.name, total);
         if !trainer.resumed {
             // Before any training: where the curve begins. Not a candidate for the best: on few rows, chance would pick it.
@@ -194,10 +240,13 @@ impl Stage<'_> {
             }
         }
         let outcome = trainer.outcome()?;
-        task.finish(&format!(
-            "{} steps, best valid AUC {:.4} at step {}",
-            outcome.steps, outcome.best_auc, outcome.best_step
-        ));
+        let mut message =
+            format!("{} steps, best valid AUC {:.4} at step {}", outcome.steps, outcome.best_auc, outcome.best_step);
+        if let Some((cache, _)) = &trainer.prefixes {
+            let (found, computed) = cache.counts();
+            message += &format!("; of the prefixes asked for, {found} were kept and {computed} computed");
+        }
+        task.finish(&message);
         Ok(outcome)
     }
 }
@@ -219,7 +268,8 @@ struct Trainer<'a> {
     /// What fills the slots of train and of valid_small.
     vectors: [Option<SlotVectors<'a>>; 2],
     state: State,
-    rows: Vec<usize>,
+    order: Order,
+    prefixes: Option<(PrefixCache<'a>, Plan)>,
     valid_rows: Vec<usize>,
     /// Goes on from a checkpoint.
     resumed: bool,
@@ -233,25 +283,28 @@ impl<'a> Trainer<'a> {
         dir: PathBuf,
     ) -> Result<Self, Error> {
         let (config, seed) = (stage.config, stage.experiment.seed);
-        let rows = limited_rows(stage.train.len(), config.rows, seed);
-        if rows.len() < config.batch_rows && config.batch_tokens == 0 {
+        let order = stage.order();
+        if order.len() < config.batch_rows && config.batch_tokens == 0 {
             let what = format!(
                 "{} train rows for batches of {}; lower {}.batch_rows",
-                rows.len(),
+                order.len(),
                 config.batch_rows,
                 stage.name
             );
             return Err(Error::Config { origin: stage.name.into(), what });
         }
+        let valid_rows = limited_rows(stage.valid.len(), stage.experiment.eval.valid_rows, seed);
+        let prefixes = stage.prefixes(start, [order.rows(), &valid_rows], &dir.with_file_name("prefixes.kv"))?;
         let mut trainer = Trainer {
             start,
-            learned: TrainState::new(stage.model, start, stage.rules(), &stage.demand())?,
+            learned: TrainState::new(stage.model, start, stage.rules(), &stage.demand(&order))?,
             tuner: tuned.map(|t| Tuner::new(t, config.weight_decay)),
             vectors: [&stage.data.train, &stage.data.valid_small]
                 .map(|samples| stage.collab.map(|c| c.slot_vectors(samples))),
             state: State { step: 0, pass: 0, batch: 0, adam_step: 0, best_auc: -1.0, best_step: 0, finished: false },
-            rows,
-            valid_rows: limited_rows(stage.valid.len(), stage.experiment.eval.valid_rows, seed),
+            order,
+            prefixes,
+            valid_rows,
             resumed: false,
             stage,
             dir,
@@ -323,8 +376,7 @@ impl<'a> Trainer<'a> {
     /// out, as `drop_last` does.
     fn batches(&self, pass: u64) -> Vec<Vec<usize>> {
         let config = self.stage.config;
-        let mut rows = self.rows.clone();
-        Rng::new(self.stage.experiment.seed, 0x0bde_0000_0000 + pass).shuffle(&mut rows);
+        let rows = self.order.pass(pass);
         if config.batch_tokens == 0 {
             return rows.chunks_exact(config.batch_rows).map(<[usize]>::to_vec).collect();
         }
@@ -352,13 +404,13 @@ impl<'a> Trainer<'a> {
         if let Some(tuner) = &mut self.tuner {
             tuner.begin_step(samples, &rows, step);
         }
-        let from = if config.train_lora || dropout.is_some() { GradientFrom::Start } else { GradientFrom::FirstSlot };
-        let lengths: Vec<usize> = rows.iter().map(|&r| stage.train.tokens(r)).collect();
-        for run in micro_batches(&lengths, config.micro_batch_tokens) {
-            let first = run.start;
-            let rows_here = &rows[run.clone()];
-            let (batch, x) = packed(self.vectors[0].as_ref(), stage.train, rows_here, None, from, first);
-            let labels: Vec<f32> = rows_here.iter().map(|&r| samples.label[r].into()).collect();
+        let sharing = self.order.sharing(&rows);
+        let (vectors, prompts, from) = (self.vectors[0].as_ref(), stage.train, stage.gradient_from());
+        let together = Together { vectors, prompts, rows: &rows, sharing: &sharing, from };
+        let mut prefixes = self.prefixes.as_mut().map(|p| &mut p.0);
+        for run in together.batches(config.micro_batch_tokens, prefixes.is_some()) {
+            let (batch, x) = together.pack(run.clone(), prefixes.as_deref_mut())?;
+            let labels: Vec<f32> = rows[run.clone()].iter().map(|&r| samples.label[r].into()).collect();
             let weight = 1.0 / rows.len() as f32;
             let (x, d_x) = match &mut self.tuner {
                 Some(tuner) => {
@@ -393,7 +445,8 @@ impl<'a> Trainer<'a> {
         let tuned = self.tuner.as_ref().map(Tuner::frozen);
         let tuned = tuned.as_ref().map(|model| model.slot_vectors(samples));
         let vectors = tuned.as_ref().or(self.vectors[1].as_ref());
-        let scores = score_with(scorer, vectors, samples, stage.valid, &self.valid_rows, tokens, |_| ())?;
+        let prefixes = self.prefixes.as_mut().map(|p| &mut p.0);
+        let scores = score_with(scorer, vectors, samples, stage.valid, &self.valid_rows, tokens, prefixes, |_| ())?;
         let users: Vec<u32> = self.valid_rows.iter().map(|&i| samples.uid[i]).collect();
         let labels: Vec<u8> = self.valid_rows.iter().map(|&i| samples.label[i]).collect();
         let m = evaluate(&users, &labels, &scores)?;

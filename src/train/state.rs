@@ -22,7 +22,7 @@ impl<'a> TrainState<'a> {
     /// Begins from `start`. `demand`: the size of micro-batches to come.
     pub fn new(model: &'a Model, start: &'a Trainable, rules: Rules, demand: &Demand) -> Result<Self, Error> {
         if let Some((training, plan)) = model.training(demand, &start.lora, start.cie.as_ref(), rules)? {
-            return Ok(TrainState::Cuda { training: Box::new(training), plan, shapes: start });
+            return Ok(TrainState::Cuda { training: Box::new(training), plan: plan.to_string(), shapes: start });
         }
         Ok(TrainState::Cpu(Box::new(Host {
             model,

@@ -1,16 +1,19 @@
 //! What a stage trains, on the host, and scores from it.
 
+use std::ops::Range;
+
 use super::Error;
 use crate::checkpoint::{Tensor, take_tensor};
 use crate::cie::Mapping;
 use crate::collab::{Collaborative, SlotVectors};
 use crate::data::Samples;
 use crate::device::ops::Loss;
-use crate::llm::batch::{GradientFrom, PackedBatch};
+use crate::llm::batch::{GradientFrom, PackedBatch, frozen_tokens, micro_batches};
 use crate::llm::cuda::Rules;
 use crate::llm::model::{Model, Workspace};
 use crate::llm::peft::LoraTensors;
-use crate::llm::sharing::{Group, Sharing};
+use crate::llm::prefix_cache::PrefixCache;
+use crate::llm::sharing::{Sharing, within};
 use crate::prompt::PromptSet;
 
 /// What is trained, and what fills the slots.
@@ -68,8 +71,8 @@ impl Trainable {
     }
 }
 
-/// Scores of the given rows with tensors of the host: prompts of at most `batch_tokens` tokens at once. `done` is called with the
-/// number of rows scored.
+/// Scores of the given rows with tensors of the host: prompts of at most `batch_tokens` tokens at once. `prefixes`: keys and values of
+/// the text before the first slot under the same model and adapter. `done` is called with the number of rows scored.
 #[allow(clippy::too_many_arguments)] // everything a score depends on
 pub fn score_rows(
     model: &Model,
@@ -81,11 +84,12 @@ pub fn score_rows(
     loss: Loss,
     batch_tokens: usize,
     workspace: &mut Workspace,
+    prefixes: Option<&mut PrefixCache>,
     done: impl FnMut(usize),
 ) -> Result<Vec<f32>, Error> {
     let scorer = |batch: &_, x: &_| scores_of(model, trained, batch, x, loss, workspace);
     let vectors = collab.map(|c| c.slot_vectors(samples));
-    score_with(scorer, vectors.as_ref(), samples, prompts, rows, batch_tokens, done)
+    score_with(scorer, vectors.as_ref(), samples, prompts, rows, batch_tokens, prefixes, done)
 }
 
 /// Scores of a batch with tensors of the host. `x`: the collaborative vectors behind it.
@@ -104,6 +108,7 @@ pub(super) fn scores_of(
 }
 
 /// As [`score_rows`], with anything that gives the scores of a batch and the collaborative vectors behind it.
+#[allow(clippy::too_many_arguments)] // everything a score depends on
 pub(super) fn score_with(
     mut scorer: impl FnMut(&PackedBatch, &[f32]) -> Result<Vec<f32>, Error>,
     vectors: Option<&SlotVectors>,
@@ -111,22 +116,20 @@ pub(super) fn score_with(
     prompts: &PromptSet,
     rows: &[usize],
     batch_tokens: usize,
+    mut prefixes: Option<&mut PrefixCache>,
     mut done: impl FnMut(usize),
 ) -> Result<Vec<f32>, Error> {
     let refs: Vec<_> = rows.iter().map(|&r| prompts.get(r)).collect();
     let ids: Vec<_> = rows.iter().map(|&r| (samples.uid[r], samples.iid[r])).collect();
+    let from = if prefixes.is_some() { GradientFrom::FirstSlot } else { GradientFrom::Start };
     // Rows of one user mostly begin alike: that part is computed once.
-    let sharing = Sharing::best(&refs, &ids, GradientFrom::Start);
+    let sharing = Sharing::best(&refs, &ids, from);
+    let ordered: Vec<usize> = sharing.order.iter().map(|&i| rows[i]).collect();
+    let together = Together { vectors, prompts, rows: &ordered, sharing: &sharing, from };
     let (mut scores, mut n_done) = (vec![0.0; rows.len()], 0);
-    for groups in sharing.batches(|i| refs[i].ids.len(), batch_tokens) {
-        let (first, end) = (groups[0].members.start, groups[groups.len() - 1].members.end);
-        let places = &sharing.order[first..end];
-        let here: Vec<usize> = places.iter().map(|&i| rows[i]).collect();
-        let groups: Vec<Group> = groups
-            .iter()
-            .map(|g| Group { members: g.members.start - first..g.members.end - first, prefix: g.prefix })
-            .collect();
-        let (batch, x) = packed(vectors, prompts, &here, Some(&groups), GradientFrom::Start, 0);
+    for run in together.batches(batch_tokens, prefixes.is_some()) {
+        let (batch, x) = together.pack(run.clone(), prefixes.as_deref_mut())?;
+        let places = &sharing.order[run];
         places.iter().zip(scorer(&batch, &x)?).for_each(|(&i, score)| scores[i] = score);
         n_done += places.len();
         done(n_done);
@@ -134,22 +137,48 @@ pub(super) fn score_with(
     Ok(scores)
 }
 
-/// The prompts of rows, and the collaborative vectors behind them; none where no prompt has slots.
-pub(super) fn packed(
-    vectors: Option<&SlotVectors>,
-    prompts: &PromptSet,
-    rows: &[usize],
-    groups: Option<&[Group]>,
-    from: GradientFrom,
-    first: usize,
-) -> (PackedBatch, Vec<f32>) {
-    let refs: Vec<_> = rows.iter().map(|&r| prompts.get(r)).collect();
-    let has_slots = refs.iter().any(|p| !p.slots.is_empty());
-    let x = vectors.filter(|_| has_slots).map(|v| v.take(rows)).unwrap_or_default();
-    let tokens_per_vector = refs.iter().flat_map(|p| p.slots).map(|s| s.part as usize + 1).max().unwrap_or(1);
-    let batch = match groups {
-        Some(groups) => PackedBatch::grouped(&refs, groups, tokens_per_vector, from, first),
-        None => PackedBatch::new(&refs, tokens_per_vector, from, first),
-    };
-    (batch, x)
+/// Rows that are computed together, a part at a time: those of an optimizer step, or of a scoring.
+pub(crate) struct Together<'a> {
+    /// What fills the slots of the split's rows.
+    pub vectors: Option<&'a SlotVectors<'a>>,
+    pub prompts: &'a PromptSet,
+    /// Rows of the samples, in the order of the groups.
+    pub rows: &'a [usize],
+    pub sharing: &'a Sharing,
+    pub from: GradientFrom,
+}
+
+impl Together<'_> {
+    /// Consecutive runs of the rows, of at most `max_tokens` computed tokens each; `given`: frozen text is not computed.
+    pub fn batches(&self, max_tokens: usize, given: bool) -> Vec<Range<usize>> {
+        if given {
+            let own = |&r: &usize| self.prompts.tokens(r) - frozen_tokens(&self.prompts.get(r));
+            return micro_batches(&self.rows.iter().map(own).collect::<Vec<_>>(), max_tokens);
+        }
+        let lengths: Vec<usize> = self.rows.iter().map(|&r| self.prompts.tokens(r)).collect();
+        Sharing { order: (0..lengths.len()).collect(), groups: self.sharing.groups.clone() }
+            .batches(|place| lengths[place], max_tokens)
+    }
+
+    /// The prompts of a run of rows, and the collaborative vectors behind them; none where no prompt has slots.
+    pub fn pack(
+        &self,
+        run: Range<usize>,
+        prefixes: Option<&mut PrefixCache>,
+    ) -> Result<(PackedBatch, Vec<f32>), Error> {
+        let rows = &self.rows[run.clone()];
+        let refs: Vec<_> = rows.iter().map(|&r| self.prompts.get(r)).collect();
+        let has_slots = refs.iter().any(|p| !p.slots.is_empty());
+        let x = self.vectors.filter(|_| has_slots).map(|v| v.take(rows)).unwrap_or_default();
+        let tokens_per_vector = refs.iter().flat_map(|p| p.slots).map(|s| s.part as usize + 1).max().unwrap_or(1);
+        let groups = &self.sharing.groups;
+        let given = match prefixes {
+            None => Vec::new(),
+            Some(cache) => {
+                let firsts = within(groups, run.clone()).map(|(_, members)| refs[members.start - run.start]);
+                cache.fetch(&firsts.map(|p| &p.ids[..frozen_tokens(&p)]).collect::<Vec<_>>())?
+            }
+        };
+        Ok((PackedBatch::grouped(&refs, groups, tokens_per_vector, self.from, run.start, given), x))
+    }
 }

@@ -16,7 +16,7 @@ pub(super) const PREFIX: &str = "rec_encoder.";
 /// A [`Tuned`] in a stage.
 pub(super) struct Tuner {
     model: Box<dyn Tuned>,
-    /// Rows of gradients follow the stage's optimizer: the same learning rate, the same number of steps.
+    /// Steps with the stage's optimizer, at its learning rate.
     adam: Adam,
     weight_decay: f64,
     /// Vectors of the step's rows and their gradients, `[rows, 2, dim]`.

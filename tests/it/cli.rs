@@ -5,11 +5,40 @@ use crate::common::{fails, fixture, ok, path, run, tiny_data, tiny_model};
 #[test]
 fn help_names_every_command() {
     let text = ok(&["--help"]);
-    for name in ["demo", "prepare", "convert", "verify", "config", "train", "eval", "score", "rank", "bench"] {
+    for name in ["demo", "prepare", "convert", "verify", "config", "train", "eval", "score", "rank", "bench", "devices"]
+    {
         assert!(text.contains(name), "{name}");
         assert!(ok(&[name, "--help"]).contains("Usage"));
     }
     assert_eq!(run(&["nonsense"]).status.code(), Some(2));
+}
+
+#[test]
+fn memory_is_planned_without_card_and_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("vicuna.json");
+    let text = r#"{"model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048,
+        "tie_word_embeddings": false}"#;
+    std::fs::write(&config, text).unwrap();
+    let plan = |memory: &str, tokens: &str| {
+        let set = format!("stage1.micro_batch_tokens={tokens}");
+        let out = run(&["devices", "--llm", path(&config), "--memory", memory, "--set", &set]);
+        (out.status.success(), String::from_utf8(out.stdout).unwrap())
+    };
+    let line = |text: &str, part: &str| text.lines().find(|l| l.starts_with(part)).unwrap().to_owned();
+    let (ok, text) = plan("24GiB", "1024");
+    assert!(ok && text.lines().count() == 4 && !text.contains("recomputed"), "{text}");
+    assert!(line(&text, "scoring").contains("weights 12.55 GiB"), "{text}");
+    let (ok, text) = plan("24GB", "4096");
+    assert!(ok && line(&text, "stage1").contains("(blocks recomputed)"), "{text}");
+    assert!(!line(&text, "stage2").contains("recomputed"), "{text}");
+    let (ok, text) = plan("16GiB", "8192");
+    assert!(!ok && line(&text, "stage1").contains("8192 tokens at once do not fit"), "{text}");
+    let e = fails(&["devices", "--llm", path(&config), "--memory", "much"]);
+    assert!(e.contains("expected a size such as 24GiB"), "{e}");
+    let (ok, text) = plan("16GiB", "1024");
+    assert!(ok && line(&text, "stage1").contains("(blocks recomputed)"), "{text}");
 }
 
 #[test]

@@ -17,13 +17,16 @@ unsafe extern "C" {
     fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
 }
 
-/// The emulator's library, which cargo builds beside the tests.
-fn emulator() -> PathBuf {
+/// A library of a package that only tests need, which cargo builds beside them.
+pub fn beside_the_tests(name: &str) -> PathBuf {
     let exe = std::env::current_exe().unwrap();
-    let deps = exe.parent().unwrap();
-    let library = deps.join("libcuda_emulator.so");
+    let library = exe.parent().unwrap().join(name);
     assert!(library.exists(), "{} is missing: cargo test builds it", library.display());
     library
+}
+
+fn emulator() -> PathBuf {
+    beside_the_tests("libcuda_emulator.so")
 }
 
 /// Makes the emulator the driver of programs that search `dir` for libraries.
@@ -133,7 +136,7 @@ fn golden_models() {
     for precision in [Precision::F32, Precision::Bf16] {
         for name in GOLDEN_MODELS {
             let dir = fixture("golden").join(name);
-            let device = Device::Cuda { ordinal: 0, precision };
+            let device = Device::cuda(0, precision);
             let report = verify(&dir, Some(&dir.join("adapter")), &dir.join("golden.safetensors"), device).unwrap();
             assert!(report.unchecked.is_empty(), "{name}: {:?}", report.unchecked);
             let mut worst = 0.0f64;

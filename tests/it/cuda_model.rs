@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::common::{command, path, tiny_data, tiny_model};
 use crate::cuda::{link_emulator, load_emulator};
-use crate::model::{LABELS, Prompts, adapter, all, close, pass, pass_in, shared_and_not, vectors, weights};
+use crate::model::{
+    LABELS, Prompts, adapter, all, close, dropped_once, pass, pass_in, same, shared_and_not, vectors, weights,
+};
 use collm_engine::checkpoint::{Tensor, read_tensors};
 use collm_engine::cie::Mapping;
 use collm_engine::device::Device;
@@ -19,9 +21,9 @@ use collm_engine::llm::peft::LoraTensors;
 use collm_engine::rng::Rng;
 use tempfile::TempDir;
 
-fn on_card(precision: Precision) -> Model {
+pub fn on_card(precision: Precision) -> Model {
     load_emulator();
-    Model::on(Device::Cuda { ordinal: 0, precision }, weights(16), 7, 9, 64).unwrap()
+    Model::on(Device::cuda(0, precision), weights(16), 7, 9, 64).unwrap()
 }
 
 #[test]
@@ -52,12 +54,16 @@ fn sharing_changes_no_score_and_no_gradient() {
     let lora = adapter(&card);
     for from in [GradientFrom::Start, GradientFrom::FirstSlot] {
         let [apart, shared] = shared_and_not(&card, &lora, from);
-        close(&shared.0, &apart.0, 1e-5, "scores");
-        close(&shared.2, &apart.2, 2e-5, "gradients of the vectors");
-        for ((name, g), (_, w)) in shared.1.named().into_iter().zip(apart.1.named()) {
-            close(g, w, 2e-5, &name);
-        }
+        same(&shared, &apart, &format!("{from:?}"));
     }
+}
+
+#[test]
+fn a_shared_token_is_dropped_once_however_the_step_is_cut() {
+    let card = on_card(Precision::F32);
+    let [whole, shared, cut] = dropped_once(&card, &adapter(&card));
+    same(&shared, &whole, "shared");
+    same(&cut, &whole, "cut within a group");
 }
 
 #[test]
@@ -84,7 +90,7 @@ fn the_memory_plan_covers_what_is_allocated() {
     let lora = adapter(&card);
     let mut workspace = Workspace::default();
     let tokens = 13 + 7 + 21 + 3;
-    let demand = Demand { lora: Some(&lora), tokens, prompts: 4, train: true, dropout: true, state: 0 };
+    let demand = Demand { lora: Some(&lora), tokens, prompts: 4, dropout: true, vectors: 2, ..Demand::default() };
     let plan = card.cuda_plan(&demand).unwrap().unwrap();
     let line = plan.to_string();
     assert!(line.contains("to allocate") && !line.contains("recomputed"), "{line}");
@@ -92,18 +98,26 @@ fn the_memory_plan_covers_what_is_allocated() {
     let dropout = Some(Dropout { p: 0.3, seed: 2, step: 5 });
     pass_in(&mut workspace, &card, &lora, &vectors(), Loss::YesLogitBce, dropout, GradientFrom::Start, &all());
     let used = card.cuda_allocated() - before;
-    // Beside the plan lie the batch's index arrays, attention's lists of work, and LoRA's table.
-    assert!(used <= plan.needed() + (16 << 10), "{used} bytes allocated, {} planned", plan.needed());
-    assert!(10 * used >= 9 * plan.needed(), "{used} bytes allocated, {} planned", plan.needed());
+    // Verification's passes are not filled up to 128 rows.
+    assert!(used <= plan.needed(), "{used} bytes allocated, {} planned", plan.needed());
+    assert!(5 * used >= plan.needed(), "{used} bytes allocated, {} planned", plan.needed());
 }
 
 /// What a stage learns, and where it begins.
-type Learned = (LoraTensors, Mapping, Adam);
+pub type Learned = (LoraTensors, Mapping, Adam);
 
-const DIM: usize = 8;
+pub const DIM: usize = 8;
 
 fn training<'a>(card: &'a Model, from: &Learned, lora: bool) -> Training<'a> {
-    let demand = Demand { lora: None, tokens: 64, prompts: 4, train: true, dropout: true, state: 0 };
+    let demand = Demand {
+        tokens: 64,
+        prompts: 4,
+        frozen: true,
+        dropout: true,
+        score_tokens: 64,
+        score_prompts: 4,
+        ..Demand::default()
+    };
     let rules = Rules { lora, cie: true, weight_decay: 1e-2, max_norm: 1.0, loss: Loss::YesLogitBce };
     card.training(&demand, &from.0, Some(&from.1), rules).unwrap().unwrap().0
 }
@@ -126,14 +140,14 @@ fn step(training: &mut Training, number: u64, runs: &[std::ops::Range<usize>], f
     training.finish_step(1e-2).unwrap()
 }
 
-fn learned(training: &Training, like: &Learned) -> Learned {
+pub fn learned(training: &Training, like: &Learned) -> Learned {
     let mut learned = like.clone();
     training.read(&mut learned.0, Some(&mut learned.1)).unwrap();
     learned.2 = training.adam().unwrap();
     learned
 }
 
-fn begin(card: &Model) -> Learned {
+pub fn begin(card: &Model) -> Learned {
     let hidden = card.config().hidden_size;
     let adam = Adam::new(collm_engine::device::cpu::optimizer::Decay::Decoupled, []);
     (adapter(card), Mapping::init(DIM, 16, hidden, 1), adam)
@@ -199,7 +213,7 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
 }
 
 /// (loss, AUC…) of every line of a run's metrics.
-fn losses(run: &Path, phase: &str) -> Vec<f64> {
+pub fn losses(run: &Path, phase: &str) -> Vec<f64> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let lines = text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
     lines.filter(|l| l["phase"] == phase).filter_map(|l| l["loss"].as_f64()).collect()
@@ -207,15 +221,15 @@ fn losses(run: &Path, phase: &str) -> Vec<f64> {
 
 /// Trains on tiny data with `train --device`, the emulator being the driver, and returns where the run lies. `rows` of a batch,
 /// `steps` a stage, `mf_epochs`, `valid_rows`. The checks are off for time's sake: the same kernels run checked in the other tests.
-struct Tiny {
-    dir: TempDir,
+pub struct Tiny {
+    pub dir: TempDir,
     data: PathBuf,
     model: PathBuf,
     settings: Vec<String>,
 }
 
 impl Tiny {
-    fn new(rows: usize, steps: usize, mf_epochs: usize, valid_rows: usize) -> Self {
+    pub fn new(rows: usize, steps: usize, mf_epochs: usize, valid_rows: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (data, model) = (tiny_data(dir.path()), tiny_model(dir.path()));
         link_emulator(dir.path());
@@ -230,20 +244,26 @@ impl Tiny {
             settings.push(format!("{stage}.batch_rows={rows}"));
             settings.push(format!("{stage}.steps_per_epoch={steps}"));
             settings.push(format!("{stage}.max_epochs=1"));
+            settings.push(format!("{stage}.group=shuffle-groups"));
         }
         Tiny { dir, data, model, settings }
     }
 
-    fn train(&self, name: &str, device: &str, environment: &[(&str, &str)]) -> PathBuf {
+    pub fn train(&self, name: &str, device: &str, environment: &[(&str, &str)]) -> PathBuf {
+        let out = self.try_train(name, device, environment);
+        assert!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr));
+        self.dir.path().join(name)
+    }
+
+    /// As [`Self::train`], whatever becomes of it.
+    pub fn try_train(&self, name: &str, device: &str, environment: &[(&str, &str)]) -> std::process::Output {
         let run = self.dir.path().join(name);
         let mut args = vec!["train", "--data", path(&self.data), "--llm", path(&self.model), "--run", path(&run)];
         args.extend(["--device", device, "--no-test"]);
         self.settings.iter().for_each(|s| args.extend(["--set", s]));
         let mut command = command(&args);
         command.env("LD_LIBRARY_PATH", self.dir.path()).env("CUEMU_CHECK", "off").envs(environment.iter().copied());
-        let out = command.output().unwrap();
-        assert!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr));
-        run
+        command.output().unwrap()
     }
 }
 

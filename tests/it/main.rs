@@ -2,8 +2,10 @@
 
 mod cli;
 mod common;
+mod cublaslt;
 mod cuda;
 mod cuda_collab;
+mod cuda_graphs;
 mod cuda_model;
 mod gguf;
 mod goldens;
@@ -15,6 +17,8 @@ mod model;
 mod operations;
 mod pickles;
 mod prepare;
+mod prepare_amazon;
+mod prepare_parquet;
 mod prompts;
 mod selftest;
 mod training;

@@ -3,15 +3,16 @@
 
 use collm_engine::device::ops::{Dropout, Loss};
 use collm_engine::llm::ModelConfig;
-use collm_engine::llm::batch::{GradientFrom, PackedBatch};
+use collm_engine::llm::batch::{GradientFrom, MAX_PROMPT_TOKENS, PackedBatch, frozen_tokens};
 use collm_engine::llm::model::{Model, TrainPass, Workspace};
 use collm_engine::llm::peft::{LoraTensors, Target};
-use collm_engine::llm::sharing::Sharing;
+use collm_engine::llm::prefix_cache::{self, Plan, PrefixCache};
+use collm_engine::llm::sharing::{Sharing, within};
 use collm_engine::llm::weights::ModelWeights;
 use collm_engine::prompt::{PromptRef, Slot, SlotKind};
 use collm_engine::rng::Rng;
 
-const HIDDEN: usize = 40;
+pub const HIDDEN: usize = 40;
 
 fn model() -> Model {
     Model::new(weights(10), 7, 9, 64)
@@ -227,26 +228,36 @@ fn alike() -> (Prompts, Vec<(u32, u32)>) {
     (Prompts(prompts), ids)
 }
 
-/// Loss, gradients of the adapter, gradients of the users' and the items' vectors, summed over the prompts of a user.
-pub fn shared_and_not(model: &Model, lora: &LoraTensors, from: GradientFrom) -> [(Vec<f32>, LoraTensors, Vec<f32>); 2] {
+/// Scores, gradients of the adapter, gradients of the users' and the items' vectors, summed over the prompts of a user.
+type Found = (Vec<f32>, LoraTensors, Vec<f32>);
+
+/// A pass over [`alike`]'s prompts in the order of `sharing`, in the batches that `pack` makes of runs of them.
+fn train_alike(
+    model: &Model,
+    lora: &LoraTensors,
+    from: GradientFrom,
+    dropout: Option<Dropout>,
+    sharing: &Sharing,
+    runs: &[std::ops::Range<usize>],
+    mut pack: impl FnMut(&[PromptRef], std::ops::Range<usize>) -> PackedBatch,
+) -> Found {
     let (prompts, ids) = alike();
-    let refs = prompts.refs();
-    let sharing = Sharing::best(&refs, &ids, from);
-    assert!(sharing.groups.len() == 2, "{sharing:?}");
     let vector = |id: u32| {
         let mut rng = Rng::new(id.into(), 21);
         (0..HIDDEN).map(|_| rng.normal() as f32).collect::<Vec<_>>()
     };
-    [Sharing::none(refs.len()), sharing].map(|sharing| {
-        let refs: Vec<_> = sharing.order.iter().map(|&i| refs[i]).collect();
-        let vectors: Vec<f32> =
-            sharing.order.iter().flat_map(|&i| [vector(ids[i].0), vector(ids[i].1)].concat()).collect();
-        let batch = PackedBatch::grouped(&refs, &sharing.groups, 1, from, 0);
-        let (mut d_lora, mut d_vectors) = (lora.zeros_like(), vec![0.0; vectors.len()]);
-        let labels: Vec<f32> = sharing.order.iter().map(|&i| (i % 2) as f32).collect();
+    let refs: Vec<_> = sharing.order.iter().map(|&i| prompts.refs()[i]).collect();
+    let mut d_lora = lora.zeros_like();
+    let (mut scores, mut by_id) = (vec![0.0; refs.len()], vec![0.0; 64 * HIDDEN]);
+    for run in runs {
+        let here = &sharing.order[run.clone()];
+        let vectors: Vec<f32> = here.iter().flat_map(|&i| [vector(ids[i].0), vector(ids[i].1)].concat()).collect();
+        let labels: Vec<f32> = here.iter().map(|&i| (i % 2) as f32).collect();
+        let batch = pack(&refs, run.clone());
+        let mut d_vectors = vec![0.0; vectors.len()];
         let pass = TrainPass {
             lora: Some(lora),
-            dropout: None,
+            dropout,
             batch: &batch,
             vectors: &vectors,
             labels: &labels,
@@ -257,17 +268,69 @@ pub fn shared_and_not(model: &Model, lora: &LoraTensors, from: GradientFrom) -> 
             d_inputs: None,
         };
         let (found, _) = model.train_pass(pass, &mut Workspace::default()).unwrap();
-        let mut scores = vec![0.0; found.len()];
-        let mut by_id = vec![0.0; 64 * HIDDEN];
-        for (place, &i) in sharing.order.iter().enumerate() {
+        for (place, &i) in here.iter().enumerate() {
             scores[i] = found[place];
             for (slot, id) in [ids[i].0, ids[i].1].into_iter().enumerate() {
                 let d = &d_vectors[(2 * place + slot) * HIDDEN..][..HIDDEN];
                 by_id[id as usize * HIDDEN..][..HIDDEN].iter_mut().zip(d).for_each(|(a, d)| *a += d);
             }
         }
-        (scores, d_lora, by_id)
+    }
+    (scores, d_lora, by_id)
+}
+
+fn alike_shared(from: GradientFrom) -> Sharing {
+    let (prompts, ids) = alike();
+    let sharing = Sharing::best(&prompts.refs(), &ids, from);
+    assert!(sharing.groups.len() == 2 && sharing.groups[0].members.len() == 3, "{sharing:?}");
+    sharing
+}
+
+/// Each prompt whole, and prompts that begin alike sharing that part.
+pub fn shared_and_not(model: &Model, lora: &LoraTensors, from: GradientFrom) -> [Found; 2] {
+    let sharing = alike_shared(from);
+    [Sharing::none(5), sharing].map(|sharing| {
+        train_alike(model, lora, from, None, &sharing, &all_of(5), |refs, _| {
+            PackedBatch::grouped(refs, &sharing.groups, 1, from, 0, Vec::new())
+        })
     })
+}
+
+fn all_of(n: usize) -> [std::ops::Range<usize>; 1] {
+    std::array::from_fn(|_| 0..n)
+}
+
+/// With dropout: each prompt whole, but the tokens it shares under the numbers of its group's first prompt; shared in one batch; shared
+/// in two batches, of which the first ends within a group.
+pub fn dropped_once(model: &Model, lora: &LoraTensors) -> [Found; 3] {
+    let from = GradientFrom::Start;
+    let sharing = alike_shared(from);
+    let dropout = Some(Dropout { p: 0.3, seed: 2, step: 5 });
+    let whole = train_alike(model, lora, from, dropout, &sharing, &all_of(5), |refs, _| {
+        let mut batch = PackedBatch::new(refs, 1, from, 0);
+        for group in &sharing.groups {
+            for rows in group.members.clone().map(|m| batch.segments[m].q.clone()) {
+                for (t, number) in batch.step_tokens[rows][..group.prefix].iter_mut().enumerate() {
+                    *number = (group.members.start * MAX_PROMPT_TOKENS + t) as u32;
+                }
+            }
+        }
+        batch
+    });
+    let shared = |runs: &[_]| {
+        train_alike(model, lora, from, dropout, &sharing, runs, |refs, run| {
+            PackedBatch::grouped(&refs[run.clone()], &sharing.groups, 1, from, run.start, Vec::new())
+        })
+    };
+    [whole, shared(&all_of(5)), shared(&[0..2, 2..5])]
+}
+
+pub fn same(got: &Found, want: &Found, what: &str) {
+    close(&got.0, &want.0, 1e-5, &format!("{what}: scores"));
+    close(&got.2, &want.2, 2e-5, &format!("{what}: gradients of the vectors"));
+    for ((name, g), (_, w)) in got.1.named().into_iter().zip(want.1.named()) {
+        close(g, w, 2e-5, &format!("{what}: {name}"));
+    }
 }
 
 pub fn close(got: &[f32], want: &[f32], limit: f32, what: &str) {
@@ -284,10 +347,91 @@ fn sharing_changes_no_score_and_no_gradient() {
     let lora = adapter(&model);
     for from in [GradientFrom::Start, GradientFrom::FirstSlot] {
         let [apart, shared] = shared_and_not(&model, &lora, from);
-        close(&shared.0, &apart.0, 1e-5, "scores");
-        close(&shared.2, &apart.2, 2e-5, "gradients of the vectors");
-        for ((name, g), (_, w)) in shared.1.named().into_iter().zip(apart.1.named()) {
-            close(g, w, 2e-5, &name);
-        }
+        same(&shared, &apart, &format!("{from:?}"));
     }
+}
+
+#[test]
+fn a_shared_token_is_dropped_once_however_the_step_is_cut() {
+    let model = model();
+    let [whole, shared, cut] = dropped_once(&model, &adapter(&model));
+    same(&shared, &whole, "shared");
+    same(&cut, &whole, "cut within a group");
+}
+
+/// The adapter in the weights or beside them: the same scores and gradients to rounding.
+#[test]
+fn a_merged_adapter_changes_nothing() {
+    let model = model();
+    let (lora, vectors, prompts) = (adapter(&model), vectors(), Prompts::new());
+    let merged = model.merged(&lora).unwrap();
+    assert_ne!(merged.fingerprint(), model.fingerprint());
+    let batch = PackedBatch::new(&prompts.refs(), 1, GradientFrom::FirstSlot, 0);
+    let [apart, merged] = [(&model, Some(&lora)), (&merged, None)].map(|(model, lora)| {
+        let mut d_vectors = vec![0.0; vectors.len()];
+        let pass = TrainPass {
+            lora,
+            dropout: None,
+            batch: &batch,
+            vectors: &vectors,
+            labels: &LABELS,
+            weight: 0.25,
+            loss: Loss::YesLogitBce,
+            d_lora: None,
+            d_vectors: Some(&mut d_vectors),
+            d_inputs: None,
+        };
+        (model.train_pass(pass, &mut Workspace::default()).unwrap().0, d_vectors)
+    });
+    close(&merged.0, &apart.0, 1e-5, "scores");
+    close(&merged.1, &apart.1, 2e-5, "gradients of the vectors");
+}
+
+/// Kept keys and values stand for the text before the first slot, up to their rounding to f16; and what the cache held before, or
+/// has room for, does not change a bit.
+#[test]
+fn kept_keys_and_values_stand_for_the_frozen_text() {
+    let model = model();
+    let lora = adapter(&model);
+    let from = GradientFrom::FirstSlot;
+    let sharing = alike_shared(from);
+    let [_, exact] = shared_and_not(&model, &lora, from);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("prefixes.kv");
+    let (prompts, _) = alike();
+    let prefixes = prompts.refs().into_iter().map(|p| &p.ids[..frozen_tokens(&p)]).collect::<Vec<_>>();
+    // Two prefixes of 6 tokens; 3 blocks of 2 · 2 heads of 10, in f16.
+    let needed = prefix_cache::needed(&model, prefixes.iter().copied());
+    assert_eq!(needed, 2 * 6 * 3 * 40 * 2);
+    let mut all = Vec::new();
+    for (disk, limit) in [(false, needed), (false, needed / 2), (false, 0), (true, 1 << 20), (true, 1 << 20)] {
+        let plan = Plan { disk, limit, needed };
+        let mut cache = PrefixCache::open(&model, Some(&lora), plan, &path).unwrap();
+        for runs in [&all_of(5)[..], &[0..2, 2..5]] {
+            let found = train_alike(&model, &lora, from, None, &sharing, runs, |refs, run| {
+                let refs = &refs[run.clone()];
+                let firsts = within(&sharing.groups, run.clone()).map(|(_, members)| refs[members.start - run.start]);
+                let given = cache.fetch(&firsts.map(|p| &p.ids[..frozen_tokens(&p)]).collect::<Vec<_>>()).unwrap();
+                PackedBatch::grouped(refs, &sharing.groups, 1, from, run.start, given)
+            });
+            all.push((found, runs.len()));
+        }
+        let counts = cache.counts();
+        // The first run asks for 2, the second for 3 (one group is cut).
+        let want = match (disk, limit) {
+            (false, 0) => (0, 5),
+            (false, l) if l < needed => (2, 3),
+            (true, _) if all.len() > 8 => (5, 0),
+            _ => (3, 2),
+        };
+        assert_eq!(counts, want, "disk {disk}, limit {limit}");
+    }
+    for (found, parts) in &all {
+        let (close_to, limit) = (&all[0].0, if *parts == 2 { 1e-6 } else { 0.0 });
+        assert_eq!(found.0, close_to.0, "scores");
+        close(&found.2, &close_to.2, limit, "gradients of the vectors");
+    }
+    close(&all[0].0.0, &exact.0, 2e-3, "scores");
+    close(&all[0].0.2, &exact.2, 5e-3, "gradients of the vectors");
+    assert_ne!(all[0].0.0, exact.0, "rounding is visible, or the cache was not used");
 }

@@ -10,12 +10,13 @@ use collm_engine::data::{Dataset, Split};
 
 use crate::common::{fails, fixture, ok, path, shared, tiny_csv, tiny_data};
 
-fn load(dir: &Path) -> Dataset {
+/// A prepared directory.
+pub fn load(dir: &Path) -> Dataset {
     Dataset::load(dir).unwrap()
 }
 
 /// Every column of every row, in order.
-fn assert_same(got: &Dataset, want: &Dataset) {
+pub fn assert_same(got: &Dataset, want: &Dataset) {
     for split in Split::ALL {
         let (g, w) = (got.split(split), want.split(split));
         let name = split.name();
@@ -31,7 +32,8 @@ fn assert_same(got: &Dataset, want: &Dataset) {
     assert_eq!(got.fingerprint, want.fingerprint);
 }
 
-fn manifest(dir: &Path) -> serde_json::Value {
+/// `manifest.json` of a prepared directory.
+pub fn manifest(dir: &Path) -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(dir.join("manifest.json")).unwrap()).unwrap()
 }
 

@@ -63,8 +63,49 @@ fn a_killed_run_ends_in_the_same_bits() {
     let (data, model) = (tiny_data(dir.path()), tiny_model(dir.path()));
     let whole = dir.path().join("whole");
     ok(&train_args(&data, &model, &whole, &[]));
-
     let killed = dir.path().join("killed");
+    kill_and_resume(&data, &model, &killed, &[], 12);
+    assert_same_results(&killed, &whole);
+    assert_eq!(curve(&killed), curve(&whole));
+}
+
+const REUSE: [&str; 4] = ["--set", "stage1.group=shuffle-groups", "--set", "stage2.group=shuffle-groups"];
+
+/// With shuffled groups and a prefix cache: on disk and killed, or in memory in one piece, and on any number of threads.
+#[test]
+fn what_is_reused_changes_no_bit_of_a_killed_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, model) = (tiny_data(dir.path()), tiny_model(dir.path()));
+    let with = |place: &'static str| [&REUSE[..], &["--set", place]].concat();
+    let whole = dir.path().join("whole");
+    ok(&train_args(&data, &model, &whole, &[with("stage2.prefix_cache=memory"), vec!["--threads", "1"]].concat()));
+    let killed = dir.path().join("killed");
+    kill_and_resume(&data, &model, &killed, &with("stage2.prefix_cache=disk"), 6);
+    assert!(killed.join("stage2/prefixes.kv").metadata().unwrap().len() > 100_000);
+    assert_same_results(&killed, &whole);
+    assert_eq!(curve(&killed), curve(&whole));
+
+    // Without a cache, the curve is the same up to the rounding of what is kept; without groups, it is another.
+    let exact = dir.path().join("exact");
+    ok(&train_args(&data, &model, &exact, &REUSE));
+    let losses = |run: &Path| -> Vec<f64> {
+        let lines = curve(run).into_iter().filter(|l| l.contains("\"phase\":\"train\""));
+        lines.map(|l| l.split("\"loss\":").nth(1).unwrap().split(',').next().unwrap().parse().unwrap()).collect()
+    };
+    let (kept, exact) = (losses(&whole), losses(&exact));
+    assert_eq!(kept.len(), 24);
+    assert_eq!(kept[..12], exact[..12], "stage 1 has no cache");
+    assert_ne!(kept[12..], exact[12..], "the cache was not used");
+    for (kept, exact) in kept.iter().zip(&exact) {
+        assert!((kept - exact).abs() < 2e-3 * exact, "{kept} with the cache, {exact} without");
+    }
+    let apart = dir.path().join("apart");
+    ok(&train_args(&data, &model, &apart, &["--no-test"]));
+    assert_ne!(losses(&apart)[..12], exact[..12], "groups were not shuffled");
+}
+
+/// Runs and kills, `most` times, until a run ends.
+fn kill_and_resume(data: &Path, model: &Path, killed: &Path, settings: &[&str], most: u32) {
     // Moments of death differ from run to run of this test; what must come out does not.
     let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
     println!("seed {seed}");
@@ -73,12 +114,12 @@ fn a_killed_run_ends_in_the_same_bits() {
     loop {
         let resume = ["--resume"];
         let extra = if killed.join("config.toml").exists() { &resume[..] } else { &[] };
-        let mut child = command(&train_args(&data, &model, &killed, extra))
+        let mut child = command(&train_args(data, model, killed, &[settings, extra].concat()))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let patience = if deaths < 12 { 50 + u64::from(rng.below(900)) } else { 600_000 };
+        let patience = if deaths < most { 50 + u64::from(rng.below(900)) } else { 600_000 };
         let began = std::time::Instant::now();
         let status = loop {
             match child.try_wait().unwrap() {
@@ -100,8 +141,6 @@ fn a_killed_run_ends_in_the_same_bits() {
         }
     }
     println!("{deaths} deaths");
-    assert_same_results(&killed, &whole);
-    assert_eq!(curve(&killed), curve(&whole));
 }
 
 #[test]
@@ -182,6 +221,35 @@ fn scores_eval_and_exports() {
     assert_eq!(std::fs::read(&csv).unwrap(), std::fs::read(&again).unwrap(), "a failed run leaves the old file");
     let out = run(&["eval", "--run", path(&run_dir)]);
     assert!(out.status.success());
+}
+
+/// Models whose vectors depend on the history, from training to scores: a row's score is the same in a split and among candidates.
+#[test]
+fn sasrec_and_din_end_to_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, model) = (tiny_data(dir.path()), tiny_model(dir.path()));
+    for (name, title, settings) in [
+        ("sasrec", "SASRec", ["dim=8", "max_length=6", "batch_size=64", "max_epochs=4"]),
+        ("din", "DIN", ["dim=12", "max_length=4", "batch_size=64", "max_epochs=4"]),
+    ] {
+        let run_dir = dir.path().join(name);
+        let settings = settings.map(|s| format!("collab.{name}.{s}"));
+        let chosen = format!("collab.model={name}");
+        let mut extra = vec!["--set", &chosen];
+        settings.iter().for_each(|s| extra.extend(["--set", s]));
+        let table = ok(&train_args(&data, &model, &run_dir, &extra));
+        assert!(table.contains(&format!("| {title} |")) && table.contains(&format!("| CoLLM-{title} |")), "{table}");
+        assert!(run_dir.join("collab").join(format!("{name}.safetensors")).exists());
+        let again = ok(&["eval", "--run", path(&run_dir)]);
+        assert_eq!(again, table, "read back, the model judges the same");
+        let csv = dir.path().join(format!("{name}.csv"));
+        ok(&["score", "--run", path(&run_dir), "--split", "test", "--out", path(&csv)]);
+        let rows = dir.path().join(format!("{name}-rows.csv"));
+        ok(&["score", "--run", path(&run_dir), "--rows", path(&csv), "--out", path(&rows)]);
+        assert_eq!(std::fs::read(&csv).unwrap(), std::fs::read(&rows).unwrap());
+        let ranking = ok(&["rank", "--run", path(&run_dir), "--user", "3", "--top", "5", "--out", "-"]);
+        assert_eq!(ranking.lines().count(), 6, "{ranking}");
+    }
 }
 
 /// A user's ranking is their candidates' scores in order; what they like is left out unless asked for.

@@ -110,6 +110,11 @@ impl FrozenMatrix {
         self.in_features
     }
 
+    /// One of the stacked matrices, to be replaced by another of its shape.
+    pub fn part_mut(&mut self, part: usize) -> &mut WeightMatrix {
+        &mut self.parts[part]
+    }
+
     /// The part that holds row `r`, and the row's number there.
     fn locate(&self, mut r: usize) -> (&WeightMatrix, usize) {
         for part in &self.parts {

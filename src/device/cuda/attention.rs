@@ -55,6 +55,7 @@ struct Arguments {
     ld_d_v: i32,
     n_q: i32,
     n_heads: i32,
+    n_lse: i32,
     group: i32,
     head_dim: i32,
     first: i32,
@@ -82,13 +83,13 @@ pub struct Backward<'a> {
     pub v: Rows,
     /// What the forward returned, `[n_q, q_width]`.
     pub out: Rows,
-    /// What the forward returned, `[rows of the forward, n_heads]`.
+    /// What the forward returned, `[n_heads, queries of the forward]`.
     pub lse: &'a Buffer<f32>,
-    /// The row of `lse` that belongs to query row 0.
+    /// The query of the forward that is query row 0.
     pub lse_first: usize,
     /// `[n_q, q_width]`.
     pub d_out: Rows,
-    /// Scratch for `[n_q, n_heads]`.
+    /// Scratch for `[n_heads, n_q]`.
     pub delta: &'a Buffer<f32>,
     /// Set for the queries of the backward segments, `[n_q, q_width]`.
     pub d_q: Rows,
@@ -123,7 +124,7 @@ impl Attention {
         })
     }
 
-    /// `out: [n_q, q_width]` and `lse: [n_q, n_heads]` (natural logarithm of Σ exp(scores)) from `q: [n_q, q_width]` and
+    /// `out: [n_q, q_width]` and `lse: [n_heads, n_q]` (natural logarithm of Σ exp(scores)) from `q: [n_q, q_width]` and
     /// `k, v: [n_kv, kv_width]`, for the forward segments of `tables`.
     #[allow(clippy::too_many_arguments)] // one operation, its operands
     pub fn forward(
@@ -138,7 +139,7 @@ impl Attention {
         lse: &Buffer<f32>,
     ) -> Result<()> {
         let plan = &tables.plan;
-        let mut a = self.arguments(cuda, shape, plan.n_q, plan.n_kv, q, k, v)?;
+        let mut a = self.arguments(cuda, shape, plan.n_q, plan.n_q, plan.n_kv, q, k, v)?;
         fits("out", cuda, out, plan.n_q, shape.q_width())?;
         holds("lse", lse.len(), plan.n_q * shape.n_heads)?;
         (a.out, a.ld_out, a.lse) = (out.address, out.stride as i32, lse.address());
@@ -151,7 +152,7 @@ impl Attention {
     pub fn backward(&self, cuda: &Cuda, shape: HeadShape, tables: &Tables, b: &Backward) -> Result<()> {
         let plan = &tables.plan;
         let n_q = plan.gradient_n_q;
-        let mut a = self.arguments(cuda, shape, n_q, plan.n_kv, b.q, b.k, b.v)?;
+        let mut a = self.arguments(cuda, shape, n_q, plan.n_q, plan.n_kv, b.q, b.k, b.v)?;
         for (name, rows) in [("out", b.out), ("d_out", b.d_out), ("d_q", b.d_q)] {
             fits(name, cuda, rows, n_q, shape.q_width())?;
         }
@@ -165,14 +166,17 @@ impl Attention {
                 )
             })?;
         }
-        holds("lse", b.lse.len(), (b.lse_first + n_q) * shape.n_heads)?;
+        holds("lse", b.lse.len(), plan.n_q * shape.n_heads)?;
+        require(b.lse_first + n_q <= plan.n_q, "attention", || {
+            format!("gradients of {n_q} queries from {} on; the forward had {}", b.lse_first, plan.n_q)
+        })?;
         holds("delta", b.delta.len(), n_q * shape.n_heads)?;
         (a.out, a.ld_out) = (b.out.address, b.out.stride as i32);
         (a.d_out, a.ld_d_out) = (b.d_out.address, b.d_out.stride as i32);
         (a.d_q, a.ld_d_q) = (b.d_q.address, b.d_q.stride as i32);
         (a.d_k, a.ld_d_k) = (b.d_k.address, b.d_k.stride as i32);
         (a.d_v, a.ld_d_v) = (b.d_v.address, b.d_v.stride as i32);
-        (a.lse, a.delta) = (b.lse.at(b.lse_first * shape.n_heads), b.delta.address());
+        (a.lse, a.delta) = (b.lse.at(b.lse_first), b.delta.address());
         a.first = plan.first as i32;
         a.query_tiles = tables.gradient_tiles();
         (a.key_tiles, a.readers) = (tables.key_tiles(), tables.readers());
@@ -191,6 +195,7 @@ impl Attention {
         cuda: &Cuda,
         shape: HeadShape,
         n_q: usize,
+        n_lse: usize,
         n_kv: usize,
         q: Rows,
         k: Rows,
@@ -229,6 +234,7 @@ impl Attention {
             ld_d_v: 0,
             n_q: n_q as i32,
             n_heads: shape.n_heads as i32,
+            n_lse: n_lse as i32,
             group: (shape.n_heads / shape.n_kv_heads) as i32,
             head_dim: shape.head_dim as i32,
             first: 0,

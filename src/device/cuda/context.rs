@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cudarc::driver::{CudaContext, result, sys};
 
 use super::error::{Attempt, Error, Result};
+use super::gemm_choice::GemmChoice;
 use super::staging::Staging;
 
 /// One image of kernels a `.cu` file and precision (`gemm_bf16`): a fatbin, or PTX text that ends in NUL.
@@ -84,9 +85,12 @@ pub struct Cuda {
     context: Arc<CudaContext>,
     stream: sys::CUstream,
     precision: Precision,
+    gemm: GemmChoice,
     modules: Mutex<BTreeMap<&'static str, usize>>,
     description: Description,
     pub(super) allocated: Arc<AtomicUsize>,
+    pub(super) allocations: AtomicUsize,
+    graphs: bool,
     /// Made by the first upload.
     staging: Mutex<Option<Staging>>,
 }
@@ -139,11 +143,25 @@ impl Cuda {
             context,
             stream,
             precision,
+            gemm: GemmChoice::Ours,
             modules: Mutex::default(),
             description,
             allocated: Arc::default(),
+            allocations: AtomicUsize::new(0),
+            graphs: std::env::var_os("COLLM_GRAPHS").is_none_or(|v| v != "off"),
             staging: Mutex::default(),
         })
+    }
+
+    /// Leaves products to whom it says, from the next [`super::gemm::Gemm::new`] on. At first they are ours.
+    pub fn with_gemm(mut self, gemm: GemmChoice) -> Self {
+        self.gemm = gemm;
+        self
+    }
+
+    /// Who computes products.
+    pub fn gemm(&self) -> GemmChoice {
+        self.gemm
     }
 
     /// Type of the elements.
@@ -164,6 +182,21 @@ impl Cuda {
     /// Bytes of the buffers that live.
     pub fn allocated(&self) -> usize {
         self.allocated.load(Ordering::Relaxed)
+    }
+
+    /// Buffers that were ever made: as long as this stays, none has moved.
+    pub fn allocations(&self) -> usize {
+        self.allocations.load(Ordering::Relaxed)
+    }
+
+    /// Whether passes that come again are run as graphs: unless `COLLM_GRAPHS=off` when the card was opened.
+    pub fn uses_graphs(&self) -> bool {
+        self.graphs
+    }
+
+    /// Switches graphs on or off.
+    pub fn use_graphs(&mut self, graphs: bool) {
+        self.graphs = graphs;
     }
 
     /// Free and total memory of the card, bytes.

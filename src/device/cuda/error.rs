@@ -51,6 +51,21 @@ pub enum Error {
         /// What to do.
         hint: &'static str,
     },
+    /// cuBLASLt was asked for and is not there.
+    #[error(
+        "no cuBLASLt could be opened ({reasons}); with the CUDA toolkit or `pip install nvidia-cublas`, name its libcublasLt.so \
+         in COLLM_CUBLASLT or its folder in LD_LIBRARY_PATH; `--gemm ours` does without it"
+    )]
+    NoCublasLt {
+        /// What was tried, and why it failed.
+        reasons: String,
+    },
+    /// cuBLASLt refused or failed.
+    #[error("cuBLASLt: {what} (`--gemm ours` does without it)")]
+    CublasLt {
+        /// What was tried, and the library's answer.
+        what: String,
+    },
     /// Operands that a kernel cannot take.
     #[error("{operation}: {what}")]
     Operand {

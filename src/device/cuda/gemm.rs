@@ -2,18 +2,23 @@
 //!
 //! Tile shapes are chosen by `Gemm::tile`: the largest that still gives every multiprocessor a block. On compute capability
 //! 9.0 the largest are those of `kernels/gemm_sm90.cu` (wgmma, tensor maps), which `gemm_sm90.rs` starts; dropout masks are
-//! left to the portable kernels: in the forward for the adapters' columns, in the backward for the whole product.
+//! left to the portable kernels: in the forward for the adapters' columns, in the backward for the whole product. A product may
+//! also go to cuBLASLt, if that is there and faster (`gemm_choice.rs`).
 
 use super::context::{Cuda, Precision};
 use super::error::{Result, require};
+use super::gemm_choice::{Choices, GemmChoice, Product};
 use super::gemm_sm90;
 use super::launch::{Kernel, arguments};
+use super::mask::MaskLayout;
 use super::memory::Rows;
 
 const BK: usize = 32;
 const STAGES: usize = 3;
 /// Most regions of a launch.
 const MAX_REGIONS: usize = 4;
+/// Columns of a tile of adapters with dropout (forward).
+const MASKED_COLUMNS: usize = 32;
 
 /// Columns (forward) or steps of K (backward) of one adapter whose input is dropped out.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +27,7 @@ pub struct Masked {
     pub first: usize,
     /// How many: the padded rank.
     pub count: usize,
-    /// Address of the mask (`mask.rs`).
+    /// Address of the mask (`mask.rs`), which has the product's rows.
     pub mask: u64,
 }
 
@@ -35,6 +40,13 @@ pub struct Masks<'a> {
     pub width: usize,
     /// `1 / (1 − p)`.
     pub scale: f32,
+}
+
+impl Masks<'_> {
+    /// The adapters, counted from the end of the `first` columns or steps that come before them.
+    pub(super) fn without(&self, first: usize) -> Vec<Masked> {
+        self.adapters.iter().map(|m| Masked { first: m.first - first, ..*m }).collect()
+    }
 }
 
 /// What happens to a product before it is stored.
@@ -136,11 +148,11 @@ pub(super) struct Arguments {
     ld_addend: i32,
     ld_gate_up: i32,
     ld_act: i32,
-    mask_words: i32,
-    mask_quarter: i32,
+    mask: MaskLayout,
     mask_scale: f32,
     n_regions: i32,
     pub(super) n_tiles: i32,
+    plain_n: i32,
     k_last: i32,
     regions: [Region; MAX_REGIONS],
 }
@@ -166,6 +178,9 @@ pub struct Gemm {
     /// Blocks of the kernels whose blocks stay and walk the tiles (`gemm_sm90.cu`): one a multiprocessor. With fewer, each block
     /// walks several tiles even of a small product.
     pub resident: usize,
+    /// Who computes products, where cuBLASLt is there.
+    pub choice: GemmChoice,
+    choices: Option<Choices>,
 }
 
 impl Gemm {
@@ -202,7 +217,19 @@ impl Gemm {
             )?,
             force: None,
             resident: cuda.description().sm_count,
+            choice: cuda.gemm(),
+            choices: Choices::open(cuda)?,
         })
+    }
+
+    /// cuBLASLt is there to be chosen.
+    pub fn has_cublaslt(&self) -> bool {
+        self.choices.is_some()
+    }
+
+    /// Bytes of cuBLASLt's workspace.
+    pub fn workspace(&self) -> usize {
+        self.choices.as_ref().map_or(0, Choices::workspace)
     }
 
     /// Tile shapes of the longest list.
@@ -211,6 +238,7 @@ impl Gemm {
     }
 
     /// `C = epilogue(A · B)`. `a: [m, k]`; `b: [n, k]` or `[k, n]`; m any, n and k multiples of 8, rows at 16-byte boundaries.
+    /// C may be written even where SwiGLU need not keep it.
     pub fn run(
         &self,
         cuda: &Cuda,
@@ -220,7 +248,17 @@ impl Gemm {
         c: Rows,
         epilogue: Epilogue,
     ) -> Result<()> {
-        let stack = b.into();
+        let choices = self.choices.as_ref().filter(|_| self.choice != GemmChoice::Ours && self.force.is_none());
+        self.dispatch(cuda, &Product { a, stack: b.into(), way, c, epilogue }, choices)
+    }
+
+    /// With these kernels, whatever was chosen.
+    pub(super) fn ours(&self, cuda: &Cuda, product: &Product) -> Result<()> {
+        self.dispatch(cuda, product, None)
+    }
+
+    fn dispatch(&self, cuda: &Cuda, product: &Product, choices: Option<&Choices>) -> Result<()> {
+        let &Product { a, stack, way, c, epilogue } = product;
         let (b, tail) = (stack.weight, stack.adapters.unwrap_or(stack.weight));
         let (m, k) = (a.rows, a.columns);
         let (n, b_k) = if way == Weight::Transposed { (stack.rows(), b.columns) } else { (b.columns, stack.rows()) };
@@ -251,13 +289,13 @@ impl Gemm {
             ld_addend: 0,
             ld_gate_up: 0,
             ld_act: 0,
-            mask_words: 0,
-            mask_quarter: 0,
+            mask: MaskLayout::new(0, m),
             mask_scale: 1.0,
             n_regions: 0,
             n_tiles: 0,
+            plain_n: n as i32,
             k_last: k as i32,
-            regions: [Region { first: 0, last: n as i32, tile: 0, mask: 0 }; MAX_REGIONS],
+            regions: [Region { first: 0, last: 0, tile: 0, mask: 0 }; MAX_REGIONS],
         };
         let (tiles, masks, c_columns) = match epilogue {
             Epilogue::Plain { bias, addend, masks } => {
@@ -292,6 +330,11 @@ impl Gemm {
             }
         };
         refuse(c.rows >= m && c.columns >= c_columns, "C is too small")?;
+        if let Some(choices) = choices
+            && choices.run(cuda, self, product)?
+        {
+            return Ok(());
+        }
         // The kernels of sm_90a know no masks, and W and the adapters must part at a boundary of 8.
         let masked = masks.is_some_and(|masks| !masks.adapters.is_empty());
         let parts =
@@ -306,51 +349,46 @@ impl Gemm {
         {
             // W's columns and the adapters' apart: only these, few, are left to the portable kernels.
             let unmasked = Epilogue::Plain { bias, addend, masks: None };
-            self.run(cuda, a, b, way, c.columns(0, b.rows), unmasked)?;
-            let adapters: Vec<_> = masks.adapters.iter().map(|m| Masked { first: m.first - b.rows, ..*m }).collect();
-            let masks = Some(Masks { adapters: &adapters, ..masks });
-            let epilogue = Epilogue::Plain { bias: 0, addend: None, masks };
-            return self.run(cuda, a, tail, way, c.columns(b.rows, tail.rows), epilogue);
+            self.ours(cuda, &Product { a, stack: b.into(), way, c: c.columns(0, b.rows), epilogue: unmasked })?;
+            let adapters = masks.without(b.rows);
+            let epilogue =
+                Epilogue::Plain { bias: 0, addend: None, masks: Some(Masks { adapters: &adapters, ..masks }) };
+            let c = c.columns(b.rows, tail.rows);
+            return self.ours(cuda, &Product { a, stack: tail.into(), way, c, epilogue });
         }
         let tile = self.tile(cuda, tiles, sm90, m, n);
         if tile.sm90 {
             return gemm_sm90::run(cuda, tile, self.resident, a, stack, way, g);
         }
-        g.n_regions = 1;
         g.n_tiles = n.div_ceil(tile.n) as i32;
         if let Some(masks) = masks {
-            let quarter = masks.width.div_ceil(4);
-            (g.mask_quarter, g.mask_words, g.mask_scale) = (quarter as i32, quarter.div_ceil(32) as i32, masks.scale);
+            (g.mask, g.mask_scale) = (MaskLayout::new(masks.width, m), masks.scale);
             self.regions(&mut g, masks.adapters, way, tile.n)?;
-        } else if way == Weight::Plain {
-            g.n_regions = 0;
         }
         let blocks = m.div_ceil(tile.m) * g.n_tiles as usize;
         // SAFETY: the struct is the kernel's; shapes, strides and alignment were checked, and `Rows` lie in live buffers.
         unsafe { cuda.launch(tile.kernel, [blocks, 1, 1], arguments![g]) }
     }
 
-    /// What is masked comes last. Forward: the plain columns and those of each adapter are regions that start tiles of their own.
+    /// What is masked comes last. Forward: the columns of each adapter are regions with tiles of their own, after the plain ones.
     /// Backward: the steps of K of each adapter are regions.
     fn regions(&self, g: &mut Arguments, adapters: &[Masked], way: Weight, tile: usize) -> Result<()> {
         let end = if way == Weight::Transposed { g.n } else { g.k } as usize;
         let plain = adapters.first().map_or(end, |a| a.first);
         let ends = adapters.iter().map(|a| a.first + a.count);
-        let fits = adapters.len() < MAX_REGIONS && ends.eq(adapters.iter().skip(1).map(|a| a.first).chain([end]));
-        require(fits, "gemm", || format!("adapters {adapters:?} are not the last of {end} columns"))?;
-        let masked = adapters.iter().map(|a| (a.first, a.first + a.count, a.mask));
-        let spans: Vec<_> = match way {
-            Weight::Transposed => [(0, plain, 0)].into_iter().chain(masked).collect(),
-            Weight::Plain => masked.collect(),
-        };
-        let mut first_tile = 0;
-        for (region, &(first, last, mask)) in g.regions.iter_mut().zip(&spans) {
-            *region = Region { first: first as i32, last: last as i32, tile: first_tile as i32, mask };
-            first_tile += (last - first).div_ceil(tile);
+        let fits = adapters.len() <= MAX_REGIONS && ends.eq(adapters.iter().skip(1).map(|a| a.first).chain([end]));
+        require(fits || adapters.is_empty(), "gemm", || {
+            format!("adapters {adapters:?} are not the last of {end} columns")
+        })?;
+        let mut first_tile = plain.div_ceil(tile);
+        for (region, a) in g.regions.iter_mut().zip(adapters) {
+            let (first, last) = (a.first as i32, (a.first + a.count) as i32);
+            *region = Region { first, last, tile: first_tile as i32, mask: a.mask };
+            first_tile += a.count.div_ceil(MASKED_COLUMNS);
         }
-        g.n_regions = spans.len() as i32;
+        g.n_regions = adapters.len() as i32;
         match way {
-            Weight::Transposed => g.n_tiles = first_tile as i32,
+            Weight::Transposed => (g.n_tiles, g.plain_n) = (first_tile as i32, plain as i32),
             Weight::Plain => g.k_last = plain as i32,
         }
         Ok(())

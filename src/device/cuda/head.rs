@@ -25,14 +25,12 @@ pub struct HeadWeights {
 pub struct HeadTraining<'a> {
     /// `[n]`.
     pub labels: &'a Buffer<f32>,
-    /// Written, `[n]` from `first_loss` on.
+    /// Factor of each row's gradient, `[n]`.
+    pub weights: &'a Buffer<f32>,
+    /// Written, `[n]`.
     pub losses: &'a Buffer<f32>,
-    /// Where the first row's loss goes.
-    pub first_loss: usize,
     /// Written, `[n, width]`.
     pub d_x: Rows,
-    /// Factor of each row's gradient.
-    pub weight: f32,
 }
 
 #[repr(C)]
@@ -43,6 +41,7 @@ struct Arguments {
     yes: u64,
     no: u64,
     labels: u64,
+    weights: u64,
     scores: u64,
     losses: u64,
     d_x: u64,
@@ -51,7 +50,6 @@ struct Arguments {
     ldd: i32,
     width: i32,
     eps: f32,
-    weight: f32,
     lora: Adapter,
 }
 
@@ -87,7 +85,8 @@ impl Head {
         ok &= y.is_none_or(|y| y.rows >= n && y.stride == width && y.is_aligned());
         ok &= training.is_none_or(|t| {
             t.labels.len() >= n
-                && t.losses.len() >= t.first_loss + n
+                && t.weights.len() >= n
+                && t.losses.len() >= n
                 && t.d_x.rows >= n
                 && t.d_x.columns >= width
                 && t.d_x.is_aligned()
@@ -101,15 +100,15 @@ impl Head {
             yes: weights.yes,
             no: weights.no,
             labels: training.map_or(0, |t| t.labels.address()),
+            weights: training.map_or(0, |t| t.weights.address()),
             scores: scores.address(),
-            losses: training.map_or(0, |t| t.losses.at(t.first_loss)),
+            losses: training.map_or(0, |t| t.losses.address()),
             d_x: training.map_or(0, |t| t.d_x.address),
             y: y.map_or(0, |y| y.address),
             ldx: x.stride as i32,
             ldd: training.map_or(0, |t| t.d_x.stride as i32),
             width: width as i32,
             eps: weights.eps,
-            weight: training.map_or(0.0, |t| t.weight),
             lora,
         };
         // SAFETY: the struct is the kernel's; shapes and alignment were checked.

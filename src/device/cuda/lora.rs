@@ -3,12 +3,13 @@
 use super::context::Cuda;
 use super::error::{Result, require};
 use super::launch::{Kernel, arguments};
+use super::mask::MaskLayout;
 use super::memory::{Buffer, Rows};
 
 /// Largest padded rank.
 pub const MAX_RANK: usize = 64;
 /// Columns a block of the gradient kernel sums.
-const COLUMNS: usize = 64;
+const COLUMNS: usize = 128;
 
 /// An adapter for the kernel that reads a product's rows: where u lies in them, and B, packed and transposed: `[rank, out]`.
 #[derive(Clone, Copy, Debug)]
@@ -77,15 +78,13 @@ struct Grad {
     rank: i32,
     columns: i32,
     rows_per_split: i32,
-    mask_words: i32,
-    mask_quarter: i32,
-    mask_scale: f32,
+    mask_layout: MaskLayout,
 }
 
 /// Dropout of the input whose gradient of A is taken.
 #[derive(Clone, Copy, Debug)]
 pub struct InputMask {
-    /// Address of the mask of these rows.
+    /// Address of the mask, which has these rows.
     pub mask: u64,
     /// `1 / (1 − p)`.
     pub scale: f32,
@@ -175,7 +174,6 @@ impl Lora {
         let ok =
             ok && targets.iter().all(|t| t.rank <= rank && t.offset < t.stride && columns.is_multiple_of(t.stride));
         require(ok, "lora_grad", || format!("u {u:?}, x {x:?}, {} partial sums, to {targets:?}", partials.len()))?;
-        let quarter = columns.div_ceil(4);
         let per_split = rows_per_split(n);
         let (spans, splits) = (columns.div_ceil(COLUMNS), n.div_ceil(per_split));
         let arguments = Grad {
@@ -189,9 +187,7 @@ impl Lora {
             rank: rank as i32,
             columns: columns as i32,
             rows_per_split: per_split as i32,
-            mask_words: quarter.div_ceil(32) as i32,
-            mask_quarter: quarter as i32,
-            mask_scale: mask.map_or(1.0, |m| m.scale),
+            mask_layout: MaskLayout::new(columns, n),
         };
         let kernel = if rank <= 16 { self.grad_16 } else { self.grad_64 };
         // SAFETY: the struct is the kernel's; shapes, alignment and space were checked.
@@ -200,7 +196,9 @@ impl Lora {
             let (splits, rank, columns) = (splits as i32, t.rank as i32, columns as i32);
             let (is_b, stride, offset) = (i32::from(t.is_b), t.stride as i32, t.offset as i32);
             let partials = partials.address();
-            let arguments = arguments![partials, t.to, splits, rank, columns, is_b, t.scale, stride, offset];
+            // What is dropped is zero; what is kept takes its factor here.
+            let scale = t.scale * mask.map_or(1.0, |m| m.scale);
+            let arguments = arguments![partials, t.to, splits, rank, columns, is_b, scale, stride, offset];
             // SAFETY: as above; the gradient's owner gives its address and rank.
             unsafe { cuda.launch(self.grad_sum, [spans, 1, 1], arguments) }?;
         }

@@ -79,15 +79,20 @@ impl Mapping {
     /// Resolves the kernels.
     pub fn new(cuda: &Cuda) -> Result<Self> {
         let kernel = |name| cuda.kernel("mapping", name, THREADS, 0);
-        let blocks = BLOCKS_PER_SM * cuda.description().sm_count;
+        let sms = cuda.description().sm_count;
         Ok(Mapping {
             nt: kernel("mapping_nt")?,
             nn: kernel("mapping_nn")?,
             tn: kernel("mapping_tn")?,
             finish: kernel("mapping_finish")?,
-            blocks,
-            scratch: Buffer::new(cuda, blocks * TILE * TILE, "sums of the mapping")?,
+            blocks: BLOCKS_PER_SM * sms,
+            scratch: Buffer::new(cuda, Self::scratch(sms), "sums of the mapping")?,
         })
+    }
+
+    /// Floats of the memory for parts, on a card of `sms` multiprocessors.
+    pub fn scratch(sms: usize) -> usize {
+        BLOCKS_PER_SM * sms * TILE * TILE
     }
 
     /// Maps `x: [n, dim]`; `activated: [n, mid]` is kept for [`Self::backward`].

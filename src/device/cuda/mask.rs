@@ -6,18 +6,53 @@ use super::launch::{Kernel, arguments};
 use super::memory::Buffer;
 use crate::device::ops::Dropout;
 
+/// Rows and words that a block makes.
+const ROWS: usize = 32;
+const WORDS: usize = 2;
+
 /// Handle of the kernel.
 #[derive(Debug)]
 pub struct Mask {
     kernel: Kernel,
 }
 
+/// What the kernel is told of a [`Dropout`]; it reads it from memory.
 #[repr(C)]
-#[derive(Clone, Copy)]
-struct Numbers {
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Numbers {
     key: [u32; 2],
     step: u32,
     threshold: u32,
+}
+
+/// `MaskLayout` of `kernels/include/mask.cuh`: word `i / 32` of a quarter, bit `i % 32`, is feature `i` of it; words of neighbouring
+/// rows are neighbours.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct MaskLayout {
+    words: i32,
+    quarter: i32,
+    rows: i32,
+}
+
+impl MaskLayout {
+    /// Of a mask of `rows` rows of `width` features.
+    pub fn new(width: usize, rows: usize) -> Self {
+        let quarter = width.div_ceil(4);
+        MaskLayout { words: quarter.div_ceil(32) as i32, quarter: quarter as i32, rows: rows as i32 }
+    }
+}
+
+impl Numbers {
+    /// Of one step.
+    pub fn of(dropout: &Dropout) -> Self {
+        Numbers { key: dropout.key(), step: dropout.step as u32, threshold: dropout.threshold() }
+    }
+
+    /// On the card.
+    pub fn upload(cuda: &Cuda, dropout: &Dropout) -> Result<Buffer<Numbers>> {
+        Buffer::from_host(cuda, &[Numbers::of(dropout)], "dropout's numbers")
+    }
 }
 
 /// 32-bit words of a mask row for `width` features.
@@ -31,12 +66,12 @@ impl Mask {
         Ok(Mask { kernel: cuda.kernel("mask", "dropout_mask", 256, 0)? })
     }
 
-    /// The mask of LoRA module `module` for `rows` rows: `tokens: [rows]`, `out: [rows, mask_words(width)]`.
+    /// The mask of LoRA module `module` for `rows` rows: `dropout: [1]`, `tokens: [rows]`, `out: [mask_words(width), rows]`.
     #[allow(clippy::too_many_arguments)] // one operation, its operands
     pub fn run(
         &self,
         cuda: &Cuda,
-        dropout: &Dropout,
+        dropout: &Buffer<Numbers>,
         module: u32,
         tokens: &Buffer<u32>,
         first: usize,
@@ -45,14 +80,16 @@ impl Mask {
         out: &Buffer<u32>,
     ) -> Result<()> {
         let words = mask_words(width) / 4;
-        let fits = first + rows <= tokens.len() && rows * 4 * words <= out.len() && rows * words < 1 << 30;
+        let fits = dropout.len() == 1
+            && first + rows <= tokens.len()
+            && rows * 4 * words <= out.len()
+            && rows * words < 1 << 30;
         require(fits, "dropout_mask", || {
             format!("{rows} rows from {first} of {} into {} words", tokens.len(), out.len())
         })?;
-        let numbers = Numbers { key: dropout.key(), step: dropout.step as u32, threshold: dropout.threshold() };
-        let (tokens, out) = (tokens.at(first), out.address());
+        let (tokens, numbers, out) = (tokens.at(first), dropout.address(), out.address());
         let arguments = arguments![tokens, out, numbers, module, words as i32, rows as i32];
         // SAFETY: the arguments are the kernel's, and the buffers were checked to hold them.
-        unsafe { cuda.launch(self.kernel, [(words * rows).div_ceil(8), 1, 1], arguments) }
+        unsafe { cuda.launch(self.kernel, [rows.div_ceil(ROWS), words.div_ceil(WORDS), 1], arguments) }
     }
 }

@@ -41,6 +41,7 @@ impl<T: Scalar> Buffer<T> {
         })?;
         let allocated = cuda.allocated.clone();
         allocated.fetch_add(len * size_of::<T>(), Ordering::Relaxed);
+        cuda.allocations.fetch_add(1, Ordering::Relaxed);
         Ok(Buffer { context: cuda.context().clone(), allocated, address, len, of: PhantomData })
     }
 
@@ -109,13 +110,13 @@ impl<T: Scalar> Buffer<T> {
         cuda.synchronize()
     }
 
-    /// Copies the first `len` values of another buffer, on the card, in the stream's order.
-    pub fn copy_from(&mut self, cuda: &Cuda, from: &Buffer<T>, len: usize) -> Result<()> {
-        assert!(len <= self.len && len <= from.len, "{len} values of {} to {}", from.len, self.len);
+    /// Copies the first `len` values of another buffer behind the first `at` of this one, on the card, in the stream's order.
+    pub fn copy_from(&mut self, cuda: &Cuda, at: usize, from: &Buffer<T>, len: usize) -> Result<()> {
+        assert!(at + len <= self.len && len <= from.len, "{len} values of {} to {at} of {}", from.len, self.len);
         let bytes = len * size_of::<T>();
         cuda.bind()?;
         // SAFETY: within both allocations.
-        unsafe { result::memcpy_dtod_async(self.address, from.address, bytes, cuda.stream()) }
+        unsafe { result::memcpy_dtod_async(self.at(at), from.address, bytes, cuda.stream()) }
             .attempt(|| format!("copying {bytes} bytes on the device"))
     }
 

@@ -6,10 +6,13 @@
 
 pub mod attention;
 pub mod context;
+mod cublaslt;
 pub mod error;
 mod events;
 pub mod gemm;
+mod gemm_choice;
 mod gemm_sm90;
+pub mod graph;
 pub mod head;
 pub mod launch;
 pub mod lightgcn;
@@ -27,4 +30,5 @@ mod tensor_map;
 
 pub use context::{Cuda, Precision};
 pub use error::{Error, Result};
+pub use gemm_choice::GemmChoice;
 pub use memory::{Buffer, Rows, Scalar};

@@ -8,6 +8,8 @@ use super::memory::{Buffer, Rows};
 
 /// Widest row.
 pub const MAX_WIDTH: usize = 8192;
+/// Rows of a block.
+const ROWS: usize = 4;
 
 /// Handles of the kernels.
 #[derive(Debug)]
@@ -70,9 +72,10 @@ impl Norm {
         let lora = lora.unwrap_or(Adapter::NONE);
         lora.check("rms_norm", x)?;
         let (ldx, ldh) = (x.stride as i32, h.stride as i32);
-        let arguments = arguments![x.address, ldx, w, h.address, ldh, inv_rms, width as i32, eps, reuse, lora];
+        let arguments =
+            arguments![x.address, ldx, w, h.address, ldh, inv_rms, x.rows as i32, width as i32, eps, reuse, lora];
         // SAFETY: the arguments are the kernel's; shapes and alignment were checked.
-        unsafe { cuda.launch(self.fwd, [x.rows, 1, 1], arguments) }
+        unsafe { cuda.launch(self.fwd, [x.rows.div_ceil(ROWS), 1, 1], arguments) }
     }
 
     /// `d_x +=` the gradient through the norm of `d_h`. `inv_rms`: address of the saved factors.
@@ -80,9 +83,9 @@ impl Norm {
         let width = d_h.columns;
         check(x, &[d_h, d_x], width)?;
         let [ldx, ldh, ldd] = [x, d_h, d_x].map(|r| r.stride as i32);
-        let width = width as i32;
-        let arguments = arguments![x.address, ldx, w, inv_rms, d_h.address, ldh, d_x.address, ldd, width];
+        let (n, width) = (x.rows as i32, width as i32);
+        let arguments = arguments![x.address, ldx, w, inv_rms, d_h.address, ldh, d_x.address, ldd, n, width];
         // SAFETY: as above.
-        unsafe { cuda.launch(self.bwd, [x.rows, 1, 1], arguments) }
+        unsafe { cuda.launch(self.bwd, [x.rows.div_ceil(ROWS), 1, 1], arguments) }
     }
 }

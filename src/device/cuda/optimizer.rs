@@ -64,7 +64,7 @@ struct Chunk {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Numbers {
     lr: f64,
     scale: f32,
@@ -72,6 +72,7 @@ struct Numbers {
     correction: f32,
     coupled: i32,
     zero: i32,
+    _padding: i32,
 }
 
 /// Moments, the table of chunks, and the kernels' handles.
@@ -89,6 +90,8 @@ pub struct Optimizer {
     partial: Buffer<f64>,
     /// The norm of the last step, and the factor of its gradients.
     norm: Buffer<f64>,
+    /// What changes from step to step.
+    numbers: Buffer<Numbers>,
 }
 
 /// Elements a tensor's moments take: the next tensor's begin at a 16-byte boundary.
@@ -135,11 +138,18 @@ impl Optimizer {
             partial: Buffer::new(cuda, chunks.len(), "partial norms")?,
             chunks: Buffer::from_host(cuda, &chunks, "the optimizer's table")?,
             norm: Buffer::zeros(cuda, 2, "the gradient's norm")?,
+            numbers: Buffer::new(cuda, 1, "a step's numbers")?,
         })
     }
 
     /// Clips and applies the gradients. Where their norm is not finite, weights, moments and gradients stay as they are.
     pub fn step(&mut self, cuda: &Cuda, step: Step) -> Result<()> {
+        self.begin_step(cuda, step)?;
+        self.launch(cuda, step.scale, step.max_norm)
+    }
+
+    /// The first half of [`Self::step`]: counts it, and uploads what is different in it.
+    pub fn begin_step(&mut self, cuda: &Cuda, step: Step) -> Result<()> {
         self.step += 1;
         let t = self.step as i32;
         let numbers = Numbers {
@@ -149,10 +159,16 @@ impl Optimizer {
             correction: (1.0 - BETA2.powi(t)).sqrt() as f32,
             coupled: i32::from(self.decay == Decay::Coupled),
             zero: i32::from(step.zero_gradients),
+            _padding: 0,
         };
+        self.numbers.upload(cuda, &[numbers])
+    }
+
+    /// The second half of [`Self::step`]: its kernels, the same ones for every step of equal `scale` and `max_norm`.
+    pub fn launch(&self, cuda: &Cuda, scale: f32, max_norm: f64) -> Result<()> {
         let n = self.chunks.len();
         let (chunks, partial, norm) = (self.chunks.address(), self.partial.address(), self.norm.address());
-        let (count, scale, max) = (n as i32, f64::from(step.scale), step.max_norm);
+        let (count, scale, max, numbers) = (n as i32, f64::from(scale), max_norm, self.numbers.address());
         // SAFETY: the arguments are the kernels'; the table was built from whole tensors, which the caller keeps alive, and from
         // this object's moments; `partial` has a value a chunk.
         unsafe {
@@ -160,6 +176,12 @@ impl Optimizer {
             cuda.launch(self.finish_kernel, [1, 1, 1], arguments![partial, norm, count, scale, max])?;
             cuda.launch(self.adam_kernel, [n, 1, 1], arguments![chunks, norm, numbers])
         }
+    }
+
+    /// Bytes of what is kept for tensors of these lengths.
+    pub fn bytes(lengths: impl Iterator<Item = usize>) -> usize {
+        let tensor = |len: usize| 2 * padded(len) * size_of::<f32>() + len.div_ceil(CHUNK) * (size_of::<Chunk>() + 8);
+        lengths.map(tensor).sum::<usize>() + 2 * 8 + size_of::<Numbers>()
     }
 
     /// The global norm of the last step's gradients before clipping; waits for that step. If it is not finite, no step was taken.

@@ -38,7 +38,7 @@ pub(super) struct Saved {
     x_inv_rms: Vec<f32>,
     /// Rotated queries, `[n_q, q_width]`.
     q: Vec<f32>,
-    /// Rotated keys, then values, of *all* rows: `[n_rows, 2 · kv_width]`.
+    /// Rotated keys, then values, of what is given and of *all* rows: `[n_given + n_rows, 2 · kv_width]`.
     kv: Vec<f32>,
     /// Attention output before Wo, `[n_q, q_width]`, and log-sum-exp, `[n_q, n_heads]`.
     attn: Vec<f32>,
@@ -112,6 +112,13 @@ fn keep(space: &mut Vec<f32>, saved: &mut Vec<f32>, first: usize, rows: usize, w
     }
 }
 
+impl Space {
+    /// Rotated keys and values of the last block that ran forward without saving.
+    pub fn kv(&self) -> &[f32] {
+        &self.forward.kv
+    }
+}
+
 impl Model {
     /// `x: [n_rows, hidden]` in; out, the block's output for the query rows.
     #[allow(clippy::too_many_arguments)] // what a block reads and writes
@@ -151,7 +158,10 @@ impl Model {
 
         let h = sized(h, n * hidden);
         rms_norm(x, &layer.input_norm, config.rms_norm_eps, h, sized(&mut f.x_inv_rms, n));
-        let kv = sized(&mut f.kv, n * 2 * kv_width);
+        let n_given = batch.n_given();
+        let all_kv = sized(&mut f.kv, (n_given + n) * 2 * kv_width);
+        let (given, kv) = all_kv.split_at_mut(n_given * 2 * kv_width);
+        batch.read_given(l, 2 * kv_width, given);
         layer.kv.forward(h, kv, false);
         adapt(Target::K, h, tokens, &mut f.lora_u, kv, 2 * kv_width);
         adapt(Target::V, h, tokens, &mut f.lora_u, &mut kv[kv_width..], 2 * kv_width);
@@ -170,7 +180,7 @@ impl Model {
         let last_segments = if all { Vec::new() } else { batch.last_segments() };
         let segments: &[Segment] = if all { &batch.segments } else { &last_segments };
         let attn = sized(&mut f.attn, n_q * q_width);
-        attention(heads, segments, q, kv, attn, sized(&mut f.lse, n_q * heads.n_heads));
+        attention(heads, segments, q, all_kv, attn, sized(&mut f.lse, n_q * heads.n_heads));
 
         let mid = sized(&mut f.mid, n_q * hidden);
         if all {
@@ -206,7 +216,7 @@ impl Model {
         layer.down.forward(act, x, true);
         adapt(Target::Down, act, q_tokens, &mut f.lora_u, x, hidden);
         keep(&mut f.x_inv_rms, &mut saved.x_inv_rms, batch.first_gradient, n, 1);
-        keep(&mut f.kv, &mut saved.kv, 0, n, 2 * kv_width);
+        keep(&mut f.kv, &mut saved.kv, 0, n_given + n, 2 * kv_width);
         keep(&mut f.q, &mut saved.q, first, n_q, q_width);
         keep(&mut f.attn, &mut saved.attn, first, n_q, q_width);
         keep(&mut f.lse, &mut saved.lse, first, n_q, heads.n_heads);
@@ -294,8 +304,9 @@ impl Model {
         let d_q = sized(d_q, n_q * q_width);
         let d_kv = sized(d_kv, n * 2 * kv_width);
         d_kv.fill(0.0);
-        let (q, kv) = (&saved.q[..n_q * q_width], &saved.kv[..rows * 2 * kv_width]);
-        attention_backward(heads, &segments, q, kv, attn, &saved.lse, d_attn, first, d_q, d_kv);
+        let n_given = batch.n_given();
+        let (q, kv) = (&saved.q[..n_q * q_width], &saved.kv[..(n_given + rows) * 2 * kv_width]);
+        attention_backward(heads, &segments, q, kv, attn, &saved.lse, d_attn, n_given + first, d_q, d_kv);
         let positions = &batch.positions[first..];
         rotate(&self.rope, positions, heads.n_kv_heads, d_kv, 2 * kv_width, Rotation::Backward);
         if all {

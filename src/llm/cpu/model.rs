@@ -1,5 +1,7 @@
 //! Frozen weights arranged for the operations, and the passes over a packed batch.
 
+use half::slice::HalfFloatSliceExt;
+
 use crate::device::cpu::gemm::{Dense, FrozenMatrix, Operand, Output, gemm};
 use crate::device::cpu::head::{AnswerRows, bce};
 use crate::device::cpu::norm::{rms_norm, rms_norm_backward};
@@ -10,7 +12,7 @@ use crate::llm::ModelConfig;
 use crate::llm::batch::PackedBatch;
 use crate::llm::cpu::block::{Gradients, Queries, Saved, Space};
 use crate::llm::model::{Tap, TrainPass};
-use crate::llm::peft::LoraTensors;
+use crate::llm::peft::{LoraTensors, Target};
 use crate::llm::weights::{ModelWeights, WeightMatrix};
 
 /// A frozen linear layer.
@@ -206,6 +208,56 @@ impl Model {
             *d_inputs = d_x;
         }
         (scores, loss)
+    }
+
+    /// Rotated keys and values of the rows of a batch in every block, rounded to f16: `[n_layers][n_rows, 2 · kv_width]`.
+    pub fn keys_values(
+        &self,
+        lora: Option<&LoraTensors>,
+        batch: &PackedBatch,
+        workspace: &mut Workspace,
+    ) -> Vec<Vec<half::f16>> {
+        let (n, width) = (batch.n_rows(), 2 * self.heads().kv_width());
+        let x = &mut workspace.x;
+        x.resize(n * self.config.hidden_size, 0.0);
+        splice(&batch.sources, &self.embed, &[], x);
+        let layers = 0..self.layers.len();
+        let rounded = layers.map(|l| {
+            self.block_forward(l, batch, self.queries(l), lora, None, x, None, &mut workspace.space);
+            // Clamped: f16 ends at 65504, and an infinity would make all that attends to it useless.
+            let limit = half::f16::MAX.to_f32();
+            let kv: Vec<f32> = workspace.space.kv()[..n * width].iter().map(|v| v.clamp(-limit, limit)).collect();
+            let mut rounded = vec![half::f16::ZERO; kv.len()];
+            rounded.convert_from_f32_slice(&kv);
+            rounded
+        });
+        rounded.collect()
+    }
+
+    /// The same model with an adapter in its weights: `W + scaling · B A`, added in float32, of the adapted matrices only. The others
+    /// stay where they are.
+    pub fn merged(&self, lora: &LoraTensors) -> Model {
+        let mut model = self.clone();
+        for (&(l, target), pair) in &lora.tensors {
+            let layer = &mut model.layers[l];
+            let (linear, part) = match target {
+                Target::Q => (&mut layer.q, 0),
+                Target::K => (&mut layer.kv, 0),
+                Target::V => (&mut layer.kv, 1),
+                Target::O => (&mut layer.o, 0),
+                Target::Gate => (&mut layer.gate_up, 0),
+                Target::Up => (&mut layer.gate_up, 1),
+                Target::Down => (&mut layer.down, 0),
+            };
+            let part = linear.weight.part_mut(part);
+            let (rows, cols) = (part.rows(), part.cols());
+            let mut sum = part.to_f32();
+            let (b, a) = (Dense::rows(&pair.b, lora.rank), Operand::Dense(Dense::rows(&pair.a, cols)));
+            gemm(rows, cols, lora.rank, b, a, Output::add(&mut sum, cols).scaled(lora.scaling()));
+            *part = WeightMatrix::from_f32(rows, cols, sum);
+        }
+        model.fingerprint = format!("{}+{}", self.fingerprint, lora.fingerprint());
+        model
     }
 
     fn queries(&self, l: usize) -> Queries {

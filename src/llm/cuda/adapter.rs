@@ -4,9 +4,9 @@ use crate::device::cuda::gemm::Masked;
 use crate::device::cuda::lora::{Adapter, Lora, MAX_RANK, Pack};
 use crate::device::cuda::memory::Elements;
 use crate::device::cuda::optimizer::Trained;
-use crate::device::cuda::{Buffer, Cuda, Rows};
+use crate::device::cuda::{Buffer, Cuda, Precision, Rows};
 use crate::llm::Error;
-use crate::llm::peft::{LoraTensors, Target};
+use crate::llm::peft::{LoraPair, LoraTensors, Target};
 
 /// The products of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,6 +169,18 @@ impl DeviceAdapter {
         let table = Buffer::from_host(cuda, &table, "LoRA's table")?;
         let (shape, staging) = (shape(lora), Vec::with_capacity(total));
         Ok(DeviceAdapter { shape, rank, padded, scaling, layers, masters, gradients, table, staging })
+    }
+
+    /// Bytes of an adapter on a card.
+    pub fn bytes(lora: &LoraTensors, precision: Precision) -> usize {
+        let padded = lora.rank.next_multiple_of(8);
+        let packed = |(&(_, target), p): (&(usize, Target), &LoraPair)| {
+            // B of gate and up lies with zeros in the other's columns.
+            let columns = if Product::GateUp.targets().contains(&target) { 2 } else { 1 };
+            (p.a.len() + columns * p.b.len()) / lora.rank * padded * precision.bytes() + 2 * size_of::<Pack>()
+        };
+        // Masters and gradients in float32.
+        lora.n_params() * 8 + lora.tensors.iter().map(packed).sum::<usize>()
     }
 
     /// True if an adapter has the shapes that this was made for.

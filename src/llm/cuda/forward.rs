@@ -69,7 +69,7 @@ impl Model {
     }
 
     /// Leaves the output of the last block in `w.last_x`. `tap` sees each block's input (after the adapter that belongs to it).
-    pub(super) fn forward(&self, w: &mut Workspace, save: bool, mut tap: Option<&mut Tap>) -> Result<(), Error> {
+    pub(super) fn forward(&self, w: &Workspace, save: bool, mut tap: Option<&mut Tap>) -> Result<(), Error> {
         self.ops.rows.splice(&self.cuda, &w.sources, self.embed(), &w.vectors, w.x(self, 0))?;
         for l in 0..self.layers.len() {
             self.block_forward(w, l, save, false)?;

@@ -5,7 +5,7 @@ use crate::device::cuda::mapping::{Mapped, Mapping as Kernels, Widths};
 use crate::device::cuda::{Buffer, Cuda};
 use crate::llm::Error;
 
-use super::workspace::{grow, put};
+use super::workspace::grow;
 
 /// Float32 parameters and gradients of a [`Mapping`], in its order.
 #[derive(Debug)]
@@ -19,8 +19,9 @@ pub(super) struct DeviceMapping {
     /// Hidden layer and its gradient, `[n, mid]`.
     activated: Buffer<f32>,
     d_activated: Buffer<f32>,
-    /// Gradient of `x`, where it is wanted.
-    d_x: Buffer<f32>,
+    /// Gradient of `x`, computed where it is wanted: in all passes of a training or in none.
+    pub d_x: Buffer<f32>,
+    pub wants_d_x: bool,
     n: usize,
 }
 
@@ -43,6 +44,7 @@ impl DeviceMapping {
             activated: empty()?,
             d_activated: empty()?,
             d_x: empty()?,
+            wants_d_x: false,
             n: 0,
         })
     }
@@ -57,23 +59,38 @@ impl DeviceMapping {
         x.len() / self.widths.dim
     }
 
-    /// Maps `x: [n, dim]` into `output: [n, out]`.
-    pub fn forward(&mut self, cuda: &Cuda, x: &[f32], output: &Buffer<f32>) -> Result<(), Error> {
-        self.n = self.count(x);
-        put(cuda, &mut self.x, x, "collaborative vectors")?;
-        grow(cuda, &mut self.activated, self.n * self.widths.mid, "CIE activations")?;
+    /// Makes room for `n` vectors.
+    pub fn reserve(&mut self, cuda: &Cuda, n: usize) -> Result<(), Error> {
+        grow(cuda, &mut self.x, n * self.widths.dim, "collaborative vectors")?;
+        grow(cuda, &mut self.d_x, n * self.widths.dim, "collaborative vectors")?;
+        grow(cuda, &mut self.activated, n * self.widths.mid, "CIE activations")?;
+        grow(cuda, &mut self.d_activated, n * self.widths.mid, "CIE activations")
+    }
+
+    /// Bytes on a card of `sms` multiprocessors, for `n` vectors: parameters, gradients, activations.
+    pub fn bytes(mapping: &Mapping, n: usize, sms: usize) -> usize {
+        let parameters: usize = mapping.tensors.iter().map(Vec::len).sum();
+        (2 * parameters + n * 2 * (mapping.dim + mapping.mid) + Kernels::scratch(sms)) * size_of::<f32>()
+    }
+
+    /// Takes `x: [m, dim]`, and zeros up to `n` vectors.
+    pub fn load(&mut self, cuda: &Cuda, x: &[f32], n: usize) -> Result<(), Error> {
+        self.n = n;
+        self.reserve(cuda, n)?;
+        let mut x = x.to_vec();
+        x.resize(n * self.widths.dim, 0.0);
+        Ok(self.x.upload(cuda, &x)?)
+    }
+
+    /// Maps what was loaded into `output: [n, out]`.
+    pub fn forward(&self, cuda: &Cuda, output: &Buffer<f32>) -> Result<(), Error> {
         let output = Mapped { floats: Some(output), elements: None };
         let parameters = self.parameters.each_ref();
         Ok(self.kernels.forward(cuda, self.widths, parameters, self.n, &self.x, &self.activated, output)?)
     }
 
-    /// Adds the gradients of the last [`Self::forward`], whose output's are `d_output: [n, out]`. Those of its input are brought to
-    /// the host, into `d_x: [n, dim]`, where they are wanted.
-    pub fn backward(&mut self, cuda: &Cuda, d_output: &Buffer<f32>, d_x: Option<&mut [f32]>) -> Result<(), Error> {
-        if d_x.is_some() {
-            grow(cuda, &mut self.d_x, self.n * self.widths.dim, "gradients of collaborative vectors")?;
-        }
-        grow(cuda, &mut self.d_activated, self.n * self.widths.mid, "CIE activations")?;
+    /// Adds the gradients of the last [`Self::forward`], whose output's are `d_output: [n, out]`; those of its input stay here.
+    pub fn backward(&self, cuda: &Cuda, d_output: &Buffer<f32>) -> Result<(), Error> {
         self.kernels.backward(
             cuda,
             self.widths,
@@ -84,11 +101,8 @@ impl DeviceMapping {
             d_output,
             self.gradients.each_ref(),
             &self.d_activated,
-            d_x.is_some().then_some(&self.d_x),
+            self.wants_d_x.then_some(&self.d_x),
         )?;
-        if let Some(d_x) = d_x {
-            self.d_x.download_to(cuda, d_x)?;
-        }
         Ok(())
     }
 }

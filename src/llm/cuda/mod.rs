@@ -6,13 +6,16 @@
 
 mod adapter;
 mod backward;
+mod filling;
 mod forward;
+mod graphs;
 mod mapping;
 mod model;
 mod plan;
 mod training;
 mod workspace;
 
+pub use graphs::Counts;
 pub use model::Model;
 pub use plan::{Demand, Plan, Recompute};
 pub use training::{MicroBatch, Rules, Training};

@@ -1,6 +1,7 @@
 //! Weights on the card, and the passes over a packed batch.
 
-use super::workspace::{LoraFrom, Vectors, Workspace, put};
+use super::graphs::Work;
+use super::workspace::{Input, LoraFrom, Vectors, Workspace};
 use crate::device::cuda::attention::Attention;
 use crate::device::cuda::gemm::{Epilogue, Gemm, Weight};
 use crate::device::cuda::head::{Head, HeadTraining, HeadWeights};
@@ -66,6 +67,11 @@ impl Linear {
     pub fn bias(&self, precision: Precision, first: usize) -> u64 {
         self.bias.as_ref().map_or(0, |b| b.at(first * precision.bytes()))
     }
+}
+
+/// Heads of a configuration.
+pub(super) fn head_shape(c: &ModelConfig) -> HeadShape {
+    HeadShape { n_heads: c.n_heads, n_kv_heads: c.n_kv_heads, head_dim: c.head_dim }
 }
 
 fn append_row(precision: Precision, matrix: &WeightMatrix, r: usize, bytes: &mut Vec<u8>) {
@@ -203,8 +209,17 @@ impl Model {
     }
 
     pub(super) fn heads(&self) -> HeadShape {
-        let c = &self.config;
-        HeadShape { n_heads: c.n_heads, n_kv_heads: c.n_kv_heads, head_dim: c.head_dim }
+        head_shape(&self.config)
+    }
+
+    /// Multiprocessors of the card.
+    pub fn multiprocessors(&self) -> usize {
+        self.cuda.description().sm_count
+    }
+
+    /// Switches graphs on or off: see [`Cuda::use_graphs`].
+    pub fn use_graphs(&mut self, graphs: bool) {
+        self.cuda.use_graphs(graphs);
     }
 
     pub(super) fn precision(&self) -> Precision {
@@ -247,8 +262,11 @@ impl Model {
         loss: Loss,
         w: &mut Workspace,
     ) -> Result<Vec<f32>, Error> {
-        w.begin(self, lora.into(), None, batch, Vectors::Ready(vectors), false)?;
-        self.answer(w, loss)
+        let vectors = Vectors::Ready(vectors);
+        w.begin(self, Input { lora: lora.into(), dropout: None, batch, vectors, train: None, fill: true })?;
+        let key = w.key(Work::Score { loss, mapped: false });
+        w.run(&self.cuda, key, |w| self.answer(w, loss))?;
+        self.given_scores(w)
     }
 
     /// Final hidden states. See [`crate::llm::model::Model::hidden`].
@@ -260,9 +278,10 @@ impl Model {
         w: &mut Workspace,
         mut tap: Option<Tap>,
     ) -> Result<Vec<f32>, Error> {
-        w.begin(self, lora.into(), None, batch, Vectors::Ready(vectors), false)?;
+        let vectors = Vectors::Ready(vectors);
+        w.begin(self, Input { lora: lora.into(), dropout: None, batch, vectors, train: None, fill: false })?;
         self.forward(w, false, tap.as_mut())?;
-        self.head(w, Loss::YesLogitBce, None, true)?;
+        self.head(w, Loss::YesLogitBce, false, true)?;
         if let Some(tap) = tap {
             // The head adds the last adapter's part to the residual stream, so this is the whole of it.
             tap(&w.read(self, w.last_x(self))?);
@@ -273,7 +292,8 @@ impl Model {
 
     /// The packed input rows. See [`crate::llm::model::Model::inputs`].
     pub fn inputs(&self, batch: &PackedBatch, vectors: &[f32], w: &mut Workspace) -> Result<Vec<f32>, Error> {
-        w.begin(self, LoraFrom::Nowhere, None, batch, Vectors::Ready(vectors), false)?;
+        let vectors = Vectors::Ready(vectors);
+        w.begin(self, Input { lora: LoraFrom::Nowhere, dropout: None, batch, vectors, train: None, fill: false })?;
         let x = w.x(self, 0);
         self.ops.rows.splice(&self.cuda, &w.sources, self.embed(), &w.vectors, x)?;
         w.read(self, x)
@@ -298,8 +318,9 @@ impl Model {
     /// Forward and backward. See [`crate::llm::model::Model::train_pass`].
     pub fn train_pass(&self, pass: TrainPass, w: &mut Workspace) -> Result<(Vec<f32>, f64), Error> {
         let TrainPass { lora, dropout, batch, vectors, labels, weight, loss, d_lora, d_vectors, d_inputs } = pass;
-        w.begin(self, lora.into(), dropout, batch, Vectors::Ready(vectors), true)?;
-        self.both_ways(w, labels, weight, loss, d_lora.is_some(), d_vectors.is_some(), d_inputs.is_some())?;
+        let (vectors, train) = (Vectors::Ready(vectors), Some((labels, weight)));
+        w.begin(self, Input { lora: lora.into(), dropout, batch, vectors, train, fill: false })?;
+        self.both_ways(w, loss, d_lora.is_some(), d_vectors.is_some(), d_inputs.is_some())?;
         let n = batch.n_prompts();
         let scores = w.scores.download(&self.cuda, n)?;
         let losses = w.losses.download(&self.cuda, n)?;
@@ -317,20 +338,16 @@ impl Model {
 
     /// Forward and backward over the batch that was begun, without waiting for it: losses, scores and gradients stay where they
     /// are. The adapter's gradients are added to, the vectors' are set.
-    #[allow(clippy::too_many_arguments)] // one pass, what it is to give
     pub(super) fn both_ways(
         &self,
-        w: &mut Workspace,
-        labels: &[f32],
-        weight: f32,
+        w: &Workspace,
         loss: Loss,
         d_lora: bool,
         d_vectors: bool,
         d_inputs: bool,
     ) -> Result<(), Error> {
-        put(&self.cuda, &mut w.labels, labels, "labels")?;
         self.forward(w, true, None)?;
-        self.head(w, loss, Some(weight), false)?;
+        self.head(w, loss, true, false)?;
         self.backward(w, d_lora, d_vectors || d_inputs)?;
         if d_vectors {
             let (rows, n, d_x, hidden) = (&w.slot_rows, w.n_vectors, w.d_x_all(self), self.config.hidden_size);
@@ -339,23 +356,26 @@ impl Model {
         Ok(())
     }
 
-    /// Scores of the batch that was begun.
-    pub(super) fn answer(&self, w: &mut Workspace, loss: Loss) -> Result<Vec<f32>, Error> {
+    /// Computes the scores of the batch that was begun.
+    pub(super) fn answer(&self, w: &Workspace, loss: Loss) -> Result<(), Error> {
         self.forward(w, false, None)?;
-        self.head(w, loss, None, false)?;
-        Ok(w.scores.download(&self.cuda, w.n_prompts)?)
+        self.head(w, loss, false, false)
     }
 
-    fn head(&self, w: &mut Workspace, loss: Loss, weight: Option<f32>, keep_y: bool) -> Result<(), Error> {
+    /// Scores of the prompts that were given.
+    pub(super) fn given_scores(&self, w: &Workspace) -> Result<Vec<f32>, Error> {
+        Ok(w.scores.download(&self.cuda, w.n_given)?)
+    }
+
+    fn head(&self, w: &Workspace, loss: Loss, train: bool, keep_y: bool) -> Result<(), Error> {
         let hidden = self.config.hidden_size;
         let x = w.last_x(self);
         let lora = w.down_adapter(self, self.layers.len() - 1);
-        let training = weight.map(|weight| HeadTraining {
+        let training = train.then(|| HeadTraining {
             labels: &w.labels,
+            weights: &w.weights,
             losses: &w.losses,
-            first_loss: w.first_loss,
             d_x: w.d_x_last(self),
-            weight,
         });
         let y = keep_y.then(|| Rows::new(&w.y, self.precision(), x.rows, hidden));
         self.ops.head.run(&self.cuda, self.head_weights(loss), x, hidden, lora, &w.scores, y, training)?;

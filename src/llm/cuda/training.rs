@@ -1,10 +1,11 @@
 //! What a stage trains, on the card: adapter, mapping, their gradients and moments. A step uploads batches and brings back its
 //! losses and the gradient's norm; nothing else crosses the bus.
 
+use super::graphs::{Counts, Key, Work};
 use super::mapping::DeviceMapping;
 use super::model::Model;
-use super::plan::Recompute;
-use super::workspace::{LoraFrom, Vectors, Workspace};
+use super::plan::{Demand, Recompute};
+use super::workspace::{Input, LoraFrom, Vectors, Workspace};
 use crate::cie::Mapping;
 use crate::device::cpu::optimizer::{Adam, Decay};
 use crate::device::cuda::optimizer::{Optimizer, Step, Trained};
@@ -57,12 +58,14 @@ pub struct Training<'a> {
 }
 
 impl<'a> Training<'a> {
-    /// Copies what is trained to the card; moments are zero. `recompute`: see [`Model::plan`].
+    /// Copies what is trained to the card, and makes room for passes of the demanded size; moments are zero. `recompute`: see
+    /// [`Model::plan`].
     pub fn new(
         model: &'a Model,
         lora: &LoraTensors,
         cie: Option<&Mapping>,
         rules: Rules,
+        demand: &Demand,
         recompute: Recompute,
     ) -> Result<Self, Error> {
         let cuda = &model.cuda;
@@ -70,22 +73,26 @@ impl<'a> Training<'a> {
         workspace.set_recompute(recompute);
         let adapter = workspace.place(model, lora)?;
         adapter.load(cuda, lora)?;
-        let mapping = cie.map(|m| DeviceMapping::new(cuda, m)).transpose()?;
+        let mut mapping = cie.map(|m| DeviceMapping::new(cuda, m)).transpose()?;
         let mut trained = if rules.lora { adapter.trained(rules.weight_decay) } else { Vec::new() };
         if let Some(m) = mapping.as_ref().filter(|_| rules.cie) {
             let tensors = m.parameters.iter().zip(&m.gradients).zip(Mapping::decays(rules.weight_decay));
             trained.extend(tensors.map(|((w, g), decay)| Trained::new(w, g, decay)));
         }
         let optimizer = Optimizer::new(cuda, Decay::Decoupled, &trained)?;
+        if let Some(mapping) = &mut mapping {
+            mapping.reserve(cuda, 2 * demand.most_prompts())?;
+        }
+        workspace.reserve(model, demand)?;
         Ok(Training { model, workspace, mapping, optimizer, rules, packed: false, rows: 0 })
     }
 
-    /// Bytes that this takes beside the adapter and its gradients.
-    pub fn bytes(lora: &LoraTensors, cie: Option<&Mapping>, rules: Rules) -> usize {
-        let cie = cie.map_or(0, |m| m.tensors.iter().map(Vec::len).sum());
-        let trained = usize::from(rules.lora) * lora.n_params() + usize::from(rules.cie) * cie;
-        // Parameters and gradients of the mapping; two moments.
-        size_of::<f32>() * 2 * (cie + trained)
+    /// Bytes that this takes beside the adapter and its gradients, on a card of `sms` multiprocessors.
+    pub fn bytes(lora: &LoraTensors, cie: Option<&Mapping>, rules: Rules, demand: &Demand, sms: usize) -> usize {
+        let pairs = lora.tensors.values().flat_map(|p| [p.a.len(), p.b.len()]).filter(|_| rules.lora);
+        let tensors = cie.filter(|_| rules.cie).into_iter().flat_map(|m| m.tensors.iter().map(Vec::len));
+        Optimizer::bytes(pairs.chain(tensors))
+            + cie.map_or(0, |m| DeviceMapping::bytes(m, 2 * demand.most_prompts(), sms))
     }
 
     /// Begins an optimizer step over `rows` prompts.
@@ -115,18 +122,29 @@ impl<'a> Training<'a> {
     /// [`MicroBatch::x`], set.
     pub fn micro_batch(&mut self, part: MicroBatch, d_x: Option<&mut [f32]>) -> Result<(), Error> {
         let MicroBatch { batch, x, labels, weight, dropout } = part;
-        let (model, w, rules) = (self.model, &mut self.workspace, &self.rules);
-        w.begin(model, LoraFrom::Resident, dropout, batch, Self::vectors(&mut self.mapping, x), true)?;
-        let d_vectors = (rules.cie || d_x.is_some()) && w.n_vectors > 0;
-        model.both_ways(w, labels, weight, rules.loss, rules.lora, d_vectors, false)?;
-        w.first_loss += batch.n_prompts();
-        match (&mut self.mapping, d_x) {
-            _ if !d_vectors => {}
-            (Some(mapping), d_x) => mapping.backward(&model.cuda, &w.d_vectors, d_x)?,
-            (None, Some(d_x)) => w.d_vectors.download_to(&model.cuda, d_x)?,
-            (None, None) => {}
+        let (model, w, rules) = (self.model, &mut self.workspace, self.rules);
+        if let Some(mapping) = &mut self.mapping {
+            mapping.wants_d_x = d_x.is_some();
         }
-        Ok(())
+        let vectors = Self::vectors(&mut self.mapping, x);
+        let train = Some((labels, weight));
+        w.begin(model, Input { lora: LoraFrom::Resident, dropout, batch, vectors, train, fill: true })?;
+        let mapping = self.mapping.as_ref().filter(|_| w.n_vectors > 0);
+        let d_mapping = mapping.filter(|_| rules.cie || d_x.is_some());
+        let d_x = d_x.filter(|_| w.n_vectors > 0);
+        let (mapped, d_vectors) = (mapping.is_some(), d_mapping.is_some() || d_x.is_some());
+        let key = w.key(Work::Train { loss: rules.loss, lora: rules.lora, mapped, d_vectors });
+        w.run(&model.cuda, key, |w| {
+            if let Some(mapping) = mapping {
+                mapping.forward(&model.cuda, &w.vectors)?;
+            }
+            model.both_ways(w, rules.loss, rules.lora, d_vectors, false)?;
+            d_mapping.map_or(Ok(()), |mapping| mapping.backward(&model.cuda, &w.d_vectors))
+        })?;
+        if let Some(d_x) = d_x {
+            mapping.map_or(&w.d_vectors, |mapping| &mapping.d_x).download_to(&model.cuda, d_x)?;
+        }
+        w.keep_losses(&model.cuda)
     }
 
     /// Clips and applies the gradients, which are zero afterwards. Returns the mean loss of the step's rows and the gradient's
@@ -134,9 +152,14 @@ impl<'a> Training<'a> {
     pub fn finish_step(&mut self, lr: f64) -> Result<(f64, f64), Error> {
         let cuda = &self.model.cuda;
         let step = Step { lr, scale: 1.0, max_norm: self.rules.max_norm, zero_gradients: true };
-        self.optimizer.step(cuda, step)?;
-        self.packed &= !self.rules.lora;
-        let losses = self.workspace.losses.download(cuda, self.rows)?;
+        self.optimizer.begin_step(cuda, step)?;
+        let (optimizer, ops, trains_lora) = (&self.optimizer, &self.model.ops, self.rules.lora);
+        self.workspace.run(cuda, Key::STEP, |w| {
+            optimizer.launch(cuda, step.scale, step.max_norm)?;
+            let adapter = w.adapter.as_ref().filter(|_| trains_lora);
+            adapter.map_or(Ok(()), |adapter| adapter.pack(cuda, &ops.lora))
+        })?;
+        let losses = self.workspace.step_losses.download(cuda, self.rows)?;
         let loss = losses.iter().map(|&l| f64::from(l)).sum::<f64>() / self.rows as f64;
         Ok((loss, self.optimizer.norm(cuda)?))
     }
@@ -144,9 +167,23 @@ impl<'a> Training<'a> {
     /// Scores of prompts with the state as it is. `x` as in [`MicroBatch`].
     pub fn scores(&mut self, batch: &PackedBatch, x: &[f32]) -> Result<Vec<f32>, Error> {
         self.pack()?;
+        let (model, w, loss) = (self.model, &mut self.workspace, self.rules.loss);
         let vectors = Self::vectors(&mut self.mapping, x);
-        self.workspace.begin(self.model, LoraFrom::Resident, None, batch, vectors, false)?;
-        self.model.answer(&mut self.workspace, self.rules.loss)
+        w.begin(model, Input { lora: LoraFrom::Resident, dropout: None, batch, vectors, train: None, fill: true })?;
+        let mapping = self.mapping.as_ref().filter(|_| w.n_vectors > 0);
+        let key = w.key(Work::Score { loss, mapped: mapping.is_some() });
+        w.run(&model.cuda, key, |w| {
+            if let Some(mapping) = mapping {
+                mapping.forward(&model.cuda, &w.vectors)?;
+            }
+            model.answer(w, loss)
+        })?;
+        model.given_scores(w)
+    }
+
+    /// How passes and steps have been run so far.
+    pub fn counts(&self) -> Counts {
+        self.workspace.counts()
     }
 
     /// Reads adapter and mapping, into ones of the same shapes.

@@ -1,13 +1,15 @@
 //! Buffers of the passes on a card, kept from batch to batch: they grow when a batch needs more than any before.
 
 use super::adapter::{DeviceAdapter, Product};
+use super::filling::{filled, filled_segments};
+use super::graphs::{Counts, Graphs, Key, Work};
 use super::mapping::DeviceMapping;
 use super::model::Model;
-use super::plan::{Recompute, Widths};
+use super::plan::{Demand, Recompute, Room, Widths};
 use crate::device::cpu::splice::Source;
 use crate::device::cuda::attention::Tables;
 use crate::device::cuda::lora::{Adapter, InputMask, Lora};
-use crate::device::cuda::mask::mask_words;
+use crate::device::cuda::mask::{Numbers, mask_words};
 use crate::device::cuda::memory::{Elements, from_elements};
 use crate::device::cuda::{Buffer, Cuda, Rows, Scalar};
 use crate::device::ops::Dropout;
@@ -45,12 +47,17 @@ pub(super) enum Side {
 #[derive(Debug)]
 pub struct Workspace {
     pub(super) n: usize,
+    /// Those that fill the batch up included.
     pub(super) n_prompts: usize,
+    /// Those that were given.
+    pub(super) n_given: usize,
     pub(super) first: usize,
     pub(super) dropout: Option<Dropout>,
     /// Vectors that slots may read.
     pub(super) n_vectors: usize,
     recompute: Recompute,
+    /// Kept inputs of blocks, and sets of activations, that this pass uses.
+    kept: (usize, usize),
     /// Inputs of the blocks, `[n, hidden + tail]`: after the norm has added the last product's adapter, the residual stream whole.
     xs: Vec<Elements>,
     saved: Vec<Saved>,
@@ -71,10 +78,14 @@ pub struct Workspace {
     pub(super) vectors: Buffer<f32>,
     pub(super) d_vectors: Buffer<f32>,
     pub(super) labels: Buffer<f32>,
+    pub(super) weights: Buffer<f32>,
     pub(super) scores: Buffer<f32>,
     pub(super) losses: Buffer<f32>,
-    /// Where in `losses` this batch's begin: those of a step's micro-batches lie one after another.
-    pub(super) first_loss: usize,
+    /// The losses of a step, those of its micro-batches one after another.
+    pub(super) step_losses: Buffer<f32>,
+    /// How many of them are there.
+    n_losses: usize,
+    numbers: Buffer<Numbers>,
     masks: [Buffer<u32>; 3],
     pub(super) partials: Buffer<f32>,
     pub(super) delta: Buffer<f32>,
@@ -91,6 +102,20 @@ pub struct Workspace {
     pub(super) d_attn: Elements,
     pub(super) d_qkv: Elements,
     pub(super) d_q_last: Elements,
+    pub(super) graphs: Graphs,
+}
+
+/// What a pass is given.
+#[derive(Debug)]
+pub(super) struct Input<'a> {
+    pub lora: LoraFrom<'a>,
+    pub dropout: Option<Dropout>,
+    pub batch: &'a PackedBatch,
+    pub vectors: Vectors<'a>,
+    /// Labels and the factor of each row's gradient; `None` without a backward pass.
+    pub train: Option<(&'a [f32], f32)>,
+    /// The batch is filled up to one of few sizes.
+    pub fill: bool,
 }
 
 /// The adapter of a pass.
@@ -119,6 +144,9 @@ pub(super) enum Vectors<'a> {
     Mapped(&'a mut DeviceMapping, &'a [f32]),
 }
 
+/// Losses that there is room for from the start.
+pub(super) const LOSSES: usize = 1024;
+
 pub(super) fn grow<T: Scalar>(cuda: &Cuda, buffer: &mut Buffer<T>, len: usize, what: &str) -> Result<(), Error> {
     if buffer.len() < len {
         // Freed first: old and new need not fit side by side.
@@ -126,11 +154,6 @@ pub(super) fn grow<T: Scalar>(cuda: &Cuda, buffer: &mut Buffer<T>, len: usize, w
         *buffer = Buffer::new(cuda, len, what)?;
     }
     Ok(())
-}
-
-pub(super) fn put<T: Scalar>(cuda: &Cuda, buffer: &mut Buffer<T>, values: &[T], what: &str) -> Result<(), Error> {
-    grow(cuda, buffer, values.len(), what)?;
-    Ok(buffer.upload(cuda, values)?)
 }
 
 impl Workspace {
@@ -145,10 +168,12 @@ impl Workspace {
         Ok(Workspace {
             n: 0,
             n_prompts: 0,
+            n_given: 0,
             first: 0,
             dropout: None,
             n_vectors: 0,
             recompute: Recompute::Nothing,
+            kept: (1, 1),
             xs: Vec::new(),
             saved: Vec::new(),
             adapter: None,
@@ -167,8 +192,11 @@ impl Workspace {
             d_vectors: empty!(),
             labels: empty!(),
             scores: empty!(),
+            weights: empty!(),
             losses: empty!(),
-            first_loss: 0,
+            step_losses: empty!(),
+            n_losses: 0,
+            numbers: Buffer::new(cuda, 1, "buffers")?,
             masks: [empty!(), empty!(), empty!()],
             partials: empty!(),
             delta: empty!(),
@@ -185,6 +213,7 @@ impl Workspace {
             d_attn: empty!(),
             d_qkv: empty!(),
             d_q_last: empty!(),
+            graphs: Graphs::default(),
         })
     }
 
@@ -199,22 +228,38 @@ impl Workspace {
 
     /// Makes room for the losses of all rows of a step.
     pub(super) fn begin_step(&mut self, model: &Model, rows: usize) -> Result<(), Error> {
-        self.first_loss = 0;
-        grow(&model.cuda, &mut self.losses, rows, "losses")
+        self.n_losses = 0;
+        // Steps differ little in size: the next one should not need more.
+        let room = rows.next_power_of_two().max(LOSSES);
+        if self.step_losses.len() < rows { grow(&model.cuda, &mut self.step_losses, room, "losses") } else { Ok(()) }
     }
 
-    /// Takes a batch: uploads it, packs the adapter, maps vectors, lists attention's work, makes room. `save`: for a backward
-    /// pass.
-    pub(super) fn begin(
-        &mut self,
-        model: &Model,
-        lora: LoraFrom,
-        dropout: Option<Dropout>,
-        batch: &PackedBatch,
-        vectors: Vectors,
-        save: bool,
-    ) -> Result<(), Error> {
+    /// Puts the losses of the batch behind those of the step's others.
+    pub(super) fn keep_losses(&mut self, cuda: &Cuda) -> Result<(), Error> {
+        self.step_losses.copy_from(cuda, self.n_losses, &self.losses, self.n_given)?;
+        self.n_losses += self.n_given;
+        Ok(())
+    }
+
+    /// Makes room for all passes of a plan with the adapter that was placed, so that none of them allocates.
+    pub(super) fn reserve(&mut self, model: &Model, demand: &Demand) -> Result<(), Error> {
+        self.has_lora = self.adapter.is_some();
+        for room in demand.rooms() {
+            self.make_room(model, &room)?;
+        }
+        self.begin_step(model, LOSSES)
+    }
+
+    /// Takes a batch: uploads it, packs the adapter, lists attention's work, makes room.
+    pub(super) fn begin(&mut self, model: &Model, input: Input) -> Result<(), Error> {
         let cuda = &model.cuda;
+        if !input.batch.given.is_empty() {
+            return Err(Error::Shape { what: "keys and values are given, which passes on a card do not take".into() });
+        }
+        let Input { lora, dropout, batch, vectors, train, fill } = input;
+        self.n_given = batch.n_prompts();
+        let larger = fill.then(|| filled(batch));
+        let batch = larger.as_ref().unwrap_or(batch);
         (self.n, self.n_prompts, self.first) = (batch.n_rows(), batch.n_prompts(), batch.first_gradient);
         self.dropout = dropout.filter(|d| d.p > 0.0);
         self.has_lora = !matches!(lora, LoraFrom::Nowhere);
@@ -226,10 +271,24 @@ impl Workspace {
             adapter.gradients.clear(cuda, len)?;
         }
         let hidden = model.config.hidden_size;
+        let (p, save) = (self.n_prompts, train.is_some());
         let n_vectors = match &vectors {
+            // As many for each prompt that fills up.
+            Vectors::Ready(vectors) if p > self.n_given => vectors.len() / hidden / self.n_given.max(1) * p,
             Vectors::Ready(vectors) => vectors.len() / hidden,
-            Vectors::Mapped(mapping, x) => mapping.count(x) * mapping.out() / hidden,
+            // Each prompt has as many, one that fills up, too.
+            Vectors::Mapped(mapping, x) => mapping.count(x) * mapping.out() / hidden / self.n_given.max(1) * p,
         };
+        let room = Room {
+            n: self.n,
+            first: self.first,
+            prompts: p,
+            vectors: n_vectors,
+            segments: if fill { filled_segments(self.n_given) } else { batch.segments.len() },
+            train: save,
+            dropout: self.dropout.is_some(),
+        };
+        self.make_room(model, &room)?;
         let mut sources = Vec::with_capacity(self.n);
         let mut slot_rows = vec![-1; n_vectors];
         for (row, source) in batch.sources.iter().enumerate() {
@@ -253,50 +312,108 @@ impl Workspace {
             });
         }
         let gather = |from: &[u32]| -> Vec<u32> { batch.last_rows.iter().map(|&r| from[r]).collect() };
-        put(cuda, &mut self.sources, &sources, "a batch")?;
-        put(cuda, &mut self.positions, &batch.positions, "a batch")?;
-        put(cuda, &mut self.q_positions, &gather(&batch.positions), "a batch")?;
-        put(cuda, &mut self.tokens, &batch.step_tokens, "a batch")?;
-        put(cuda, &mut self.q_tokens, &gather(&batch.step_tokens), "a batch")?;
+        self.sources.upload(cuda, &sources)?;
+        self.positions.upload(cuda, &batch.positions)?;
+        self.q_positions.upload(cuda, &gather(&batch.positions))?;
+        self.tokens.upload(cuda, &batch.step_tokens)?;
+        self.q_tokens.upload(cuda, &gather(&batch.step_tokens))?;
         let last: Vec<i32> = batch.last_rows.iter().map(|&r| r as i32).collect();
-        put(cuda, &mut self.last_rows, &last, "a batch")?;
+        self.last_rows.upload(cuda, &last)?;
         match vectors {
-            Vectors::Ready(vectors) => put(cuda, &mut self.vectors, vectors, "CIE vectors")?,
-            Vectors::Mapped(mapping, x) => {
-                grow(cuda, &mut self.vectors, n_vectors * hidden, "CIE vectors")?;
-                mapping.forward(cuda, x, &self.vectors)?;
+            Vectors::Ready(vectors) if p > self.n_given => {
+                let mut vectors = vectors.to_vec();
+                vectors.resize(n_vectors * hidden, 0.0);
+                self.vectors.upload(cuda, &vectors)?;
             }
+            Vectors::Ready(vectors) => self.vectors.upload(cuda, vectors)?,
+            Vectors::Mapped(mapping, x) => mapping.load(cuda, x, n_vectors * hidden / mapping.out())?,
         }
-        let p = self.n_prompts;
-        grow(cuda, &mut self.scores, p, "scores")?;
-        if save {
+        if let Some((labels, weight)) = train {
             let last: Vec<i32> = last.iter().map(|&r| r - self.first as i32).collect();
-            put(cuda, &mut self.last_rows_d, &last, "a batch")?;
-            put(cuda, &mut self.slot_rows, &slot_rows, "a batch")?;
-            grow(cuda, &mut self.d_vectors, n_vectors * hidden, "CIE gradients")?;
-            grow(cuda, &mut self.losses, self.first_loss + p, "losses")?;
+            self.last_rows_d.upload(cuda, &last)?;
+            self.slot_rows.upload(cuda, &slot_rows)?;
+            // Rows that fill up have no say.
+            let padded = |values: &mut dyn Iterator<Item = f32>| -> Vec<f32> {
+                values.chain(std::iter::repeat(0.0)).take(p).collect()
+            };
+            self.labels.upload(cuda, &padded(&mut labels.iter().copied()))?;
+            self.weights.upload(cuda, &padded(&mut std::iter::repeat_n(weight, self.n_given)))?;
+        }
+        if let Some(dropout) = &self.dropout {
+            self.numbers.upload(cuda, &[Numbers::of(dropout)])?;
         }
         self.n_vectors = n_vectors;
         let (last_segments, none) = (batch.last_segments(), Vec::new());
         let (backward, backward_last) =
             if save { (batch.gradient_segments(), &last_segments) } else { (Vec::new(), &none) };
         let first = if save { self.first } else { self.n };
-        self.tables.prepare(cuda, &batch.segments, &backward, first)?;
-        self.tables_last.prepare(cuda, &last_segments, backward_last, first)?;
-        self.make_room(model, save)
+        if fill {
+            let most = room.segments;
+            self.tables.prepare_filled(cuda, &batch.segments, &backward, first, self.n, most)?;
+            self.tables_last.prepare_filled(cuda, &last_segments, backward_last, first, self.n, most)?;
+        } else {
+            self.tables.prepare(cuda, &batch.segments, &backward, first)?;
+            self.tables_last.prepare(cuda, &last_segments, backward_last, first)?;
+        }
+        Ok(())
     }
 
-    fn make_room(&mut self, model: &Model, save: bool) -> Result<(), Error> {
+    /// What the launches of `work` on the batch depend on.
+    pub(super) fn key(&self, work: Work) -> Key {
+        let vectors = match work {
+            Work::Score { mapped: false, .. } => 0,
+            _ => self.n_vectors,
+        };
+        Key {
+            work,
+            rows: [self.n, self.first, self.n_prompts, vectors],
+            tiles: [self.tables.tiles(), self.tables_last.tiles()],
+            dropout: self.dropout.map(|d| d.p),
+            lora: self.has_lora,
+            recompute: self.recompute,
+        }
+    }
+
+    /// Does `pass`, which depends on what `key` says alone, kernel by kernel or as a graph.
+    pub(super) fn run(
+        &mut self,
+        cuda: &Cuda,
+        key: Key,
+        pass: impl Fn(&Workspace) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut graphs = std::mem::take(&mut self.graphs);
+        let done = graphs.run(cuda, key, || pass(self));
+        self.graphs = graphs;
+        done
+    }
+
+    /// How passes have been run so far.
+    pub fn counts(&self) -> Counts {
+        self.graphs.counts
+    }
+
+    fn make_room(&mut self, model: &Model, room: &Room) -> Result<(), Error> {
         let cuda = &model.cuda;
         let heads = model.heads();
         let size = model.precision().bytes();
-        let (n, p) = (self.n, self.n_prompts);
+        let Room { n, prompts: p, vectors, train: save, .. } = *room;
         let widths = Widths::new(model, self.lora());
         let Widths { hidden, inter, q_width, qkv, x, mid, gate_up, stream, .. } = widths;
-        let (inputs, sets) = self.recompute.kept(save, model.layers.len());
-        if self.xs.len() != inputs || self.saved.len() != sets {
-            (self.xs, self.saved) = (Vec::new(), Vec::new());
+        for buffer in [&mut self.positions, &mut self.tokens] {
+            grow(cuda, buffer, n, "a batch")?;
         }
+        grow(cuda, &mut self.sources, n, "a batch")?;
+        for buffer in [&mut self.q_positions, &mut self.q_tokens] {
+            grow(cuda, buffer, p, "a batch")?;
+        }
+        grow(cuda, &mut self.last_rows, p, "a batch")?;
+        grow(cuda, &mut self.scores, p, "scores")?;
+        grow(cuda, &mut self.vectors, vectors * hidden, "CIE vectors")?;
+        let [all, last] = room.tables();
+        self.tables.reserve(cuda, all.0, all.1, room.segments)?;
+        self.tables_last.reserve(cuda, last.0, last.1, room.segments)?;
+        let (inputs, sets) = self.recompute.kept(save, model.layers.len());
+        self.kept = (inputs, sets);
         while self.xs.len() < inputs {
             self.xs.push(Buffer::new(cuda, 0, "activations")?);
         }
@@ -315,7 +432,7 @@ impl Workspace {
             });
         }
         let acts = if save && x > hidden { sets } else { 1 };
-        for (l, s) in self.saved.iter_mut().enumerate() {
+        for (l, s) in self.saved.iter_mut().take(sets).enumerate() {
             grow(cuda, &mut s.inv_rms, n, "activations: norm")?;
             grow(cuda, &mut s.qkv, n * qkv * size, "activations: q, k, v")?;
             grow(cuda, &mut s.attn, n * q_width * size, "activations: attention")?;
@@ -327,21 +444,27 @@ impl Workspace {
                 grow(cuda, &mut s.act, n * inter * size, "activations: act")?;
             }
         }
-        self.xs.iter_mut().try_for_each(|b| grow(cuda, b, n * x * size, "activations: x"))?;
+        self.xs.iter_mut().take(inputs).try_for_each(|b| grow(cuda, b, n * x * size, "activations: x"))?;
         grow(cuda, &mut self.last_x, p * x * size, "activations: last x")?;
         grow(cuda, &mut self.q_last, p * widths.q_last * size, "activations: last q")?;
         grow(cuda, &mut self.h, n * hidden * size, "normed rows")?;
         grow(cuda, &mut self.h_q, p * hidden * size, "normed rows")?;
         grow(cuda, &mut self.x_q, p * hidden * size, "last rows")?;
         grow(cuda, &mut self.y, p * hidden * size, "final rows")?;
-        if self.dropout.is_some() {
+        if room.dropout {
             let widest = mask_words(widths.widest_input());
             self.masks.iter_mut().try_for_each(|m| grow(cuda, m, n * widest, "dropout masks"))?;
         }
         if !save {
             return Ok(());
         }
-        let d_rows = n - self.first;
+        for buffer in [&mut self.labels, &mut self.weights, &mut self.losses] {
+            grow(cuda, buffer, p, "losses")?;
+        }
+        grow(cuda, &mut self.last_rows_d, p, "a batch")?;
+        grow(cuda, &mut self.slot_rows, vectors, "a batch")?;
+        grow(cuda, &mut self.d_vectors, vectors * hidden, "CIE gradients")?;
+        let d_rows = n - room.first;
         grow(cuda, &mut self.d_x, d_rows * stream * size, "gradients: x")?;
         grow(cuda, &mut self.d_x_last, p * stream * size, "gradients: last x")?;
         let d_h = d_rows.max(p) * hidden;
@@ -379,7 +502,7 @@ impl Workspace {
 
     /// Activations of block `l`.
     pub(super) fn saved(&self, l: usize) -> &Saved {
-        &self.saved[l % self.saved.len()]
+        &self.saved[l % self.kept.1]
     }
 
     /// Where block `l`'s act goes.
@@ -391,7 +514,7 @@ impl Workspace {
     /// Input of block `l`, with the columns of the product that made it.
     pub(super) fn x(&self, model: &Model, l: usize) -> Rows {
         let tail = if l == 0 { 0 } else { self.tail(l - 1, Product::Down) };
-        Rows::new(&self.xs[l % self.xs.len()], model.precision(), self.n, model.config.hidden_size + tail)
+        Rows::new(&self.xs[l % self.kept.0], model.precision(), self.n, model.config.hidden_size + tail)
     }
 
     /// Output of the last block.
@@ -432,12 +555,14 @@ impl Workspace {
         first: usize,
         rows: usize,
     ) -> Result<Vec<u64>, Error> {
-        let Some(dropout) = &self.dropout else { return Ok(Vec::new()) };
+        if self.dropout.is_none() {
+            return Ok(Vec::new());
+        }
         let tokens = if side == Side::All { &self.tokens } else { &self.q_tokens };
         let mut addresses = Vec::new();
         for (&(target, width), mask) in targets.iter().zip(&self.masks) {
             let module = (l * TARGETS.len() + target as usize) as u32;
-            model.ops.mask.run(&model.cuda, dropout, module, tokens, first, rows, width, mask)?;
+            model.ops.mask.run(&model.cuda, &self.numbers, module, tokens, first, rows, width, mask)?;
             addresses.push(mask.address());
         }
         Ok(addresses)

@@ -1,11 +1,11 @@
 //! The emulated device as a Rust API: memory, a card's limits, launches.
 
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
 use crate::checks::{Finding, Kind};
-use crate::counts::Card;
+use crate::counts::{Card, L2};
 use crate::machine::{Config, Launch, Outcome, grid};
 use crate::memory::{Memory, host_finding};
 use crate::program::{Program, Special};
@@ -148,6 +148,7 @@ impl Device {
             sm_count: self.card.sm_count,
             deadline: Instant::now() + self.config.timeout,
             abort: AtomicBool::new(false),
+            l2: (self.config.l2 > 0).then(|| Mutex::new(L2::new(self.config.l2))),
             printed: Default::default(),
         };
         let outcome = grid::run(&launch);

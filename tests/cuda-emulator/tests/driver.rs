@@ -124,6 +124,121 @@ fn graphs_replay_what_a_stream_captured() {
     assert_eq!(stream.clone_dtoh(&sum).unwrap(), vec![3.0; 64]);
 }
 
+/// A raw stream that a test captures.
+fn capturing(flags: u32, mode: sys::CUstreamCaptureMode) -> sys::CUstream {
+    let mut stream = std::ptr::null_mut();
+    // SAFETY: pointers to locals.
+    unsafe {
+        assert_eq!(sys::cuStreamCreate(&mut stream, flags) as u32, 0);
+        assert_eq!(sys::cuStreamBeginCapture_v2(stream, mode) as u32, 0);
+    }
+    stream
+}
+
+/// The answer of the end of a capture; nothing but its graph is checked.
+fn end_capture(stream: sys::CUstream) -> u32 {
+    let mut graph = std::ptr::null_mut();
+    // SAFETY: pointers to locals.
+    unsafe {
+        let code = sys::cuStreamEndCapture(stream, &mut graph) as u32;
+        assert_eq!(code == 0, !graph.is_null());
+        if code == 0 {
+            assert_eq!(sys::cuGraphDestroy(graph) as u32, 0);
+        }
+        assert_eq!(sys::cuStreamDestroy_v2(stream) as u32, 0);
+        code
+    }
+}
+
+#[test]
+fn a_capture_refuses_what_a_driver_refuses() {
+    use sys::CUstreamCaptureMode as Mode;
+    let _turn = driver();
+    let ctx = CudaContext::new(0).unwrap();
+    ctx.bind_to_thread().unwrap();
+    // SAFETY: pointers to locals, memory and events that live.
+    unsafe {
+        let mut memory = 0;
+        let (mut before, mut inside) = (std::ptr::null_mut(), std::ptr::null_mut());
+        assert_eq!(sys::cuMemAlloc_v2(&mut memory, 64) as u32, 0);
+        assert_eq!(sys::cuEventCreate(&mut before, 0) as u32, 0);
+        assert_eq!(sys::cuEventCreate(&mut inside, 0) as u32, 0);
+        assert_eq!(sys::cuEventRecord(before, std::ptr::null_mut()) as u32, 0);
+        let mut other = 0;
+        let bytes = [0u8; 64];
+        type Call<'a> = (&'a str, u32, &'a mut dyn FnMut(sys::CUstream) -> u32);
+        let mut module = std::ptr::null_mut();
+        let calls: [Call; 8] = [
+            ("cuStreamSynchronize", 900, &mut |s| sys::cuStreamSynchronize(s) as u32),
+            ("cuStreamQuery", 900, &mut |s| sys::cuStreamQuery(s) as u32),
+            ("cuCtxSynchronize", 900, &mut |_| sys::cuCtxSynchronize() as u32),
+            ("cuMemAlloc", 900, &mut |_| sys::cuMemAlloc_v2(&mut other, 64) as u32),
+            ("cuMemcpyHtoD", 900, &mut |_| sys::cuMemcpyHtoD_v2(memory, bytes.as_ptr().cast(), 64) as u32),
+            ("cuEventSynchronize", 900, &mut |_| sys::cuEventSynchronize(before) as u32),
+            ("cuModuleLoadData", 900, &mut |_| {
+                sys::cuModuleLoadData(&mut module, c".version 7.0\n.target sm_80\n.address_size 64\n".as_ptr().cast())
+                    as u32
+            }),
+            ("cuStreamWaitEvent", 905, &mut |s| sys::cuStreamWaitEvent(s, before, 0) as u32),
+        ];
+        for (name, code, call) in calls {
+            let stream = capturing(1, Mode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+            assert_eq!(call(stream), code, "{name}");
+            let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+            assert_eq!(sys::cuStreamIsCapturing(stream, &mut status) as u32, 0);
+            assert_eq!(status as u32, 2, "{name}");
+            assert_eq!(sys::cuMemsetD8Async(memory, 1, 64, stream) as u32, 901, "{name}");
+            assert_eq!(end_capture(stream), 901, "{name}");
+        }
+        // What breaks nothing: an event of the capture itself, asked about or waited for.
+        let stream = capturing(1, Mode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+        assert_eq!(sys::cuEventRecord(inside, stream) as u32, 0);
+        assert_eq!(sys::cuStreamWaitEvent(stream, inside, 0) as u32, 0);
+        assert_eq!(sys::cuEventQuery(inside) as u32, 907);
+        assert_eq!(sys::cuStreamBeginCapture_v2(stream, Mode::CU_STREAM_CAPTURE_MODE_RELAXED) as u32, 401);
+        assert_eq!(end_capture(stream), 0);
+        // Modes: a relaxed capture forbids nobody, a global one all threads, a thread's own only itself.
+        let allocates = || {
+            let mut address = 0;
+            let code = sys::cuMemAlloc_v2(&mut address, 64) as u32;
+            if code == 0 { sys::cuMemFree_v2(address) as u32 } else { code }
+        };
+        let elsewhere = || std::thread::scope(|s| s.spawn(allocates).join().unwrap());
+        let stream = capturing(1, Mode::CU_STREAM_CAPTURE_MODE_RELAXED);
+        assert_eq!((allocates(), elsewhere()), (0, 0));
+        assert_eq!(end_capture(stream), 0);
+        let stream = capturing(1, Mode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+        assert_eq!(elsewhere(), 0);
+        let address = stream as usize;
+        let wrong = std::thread::spawn(move || {
+            let mut graph = std::ptr::null_mut();
+            sys::cuStreamEndCapture(address as sys::CUstream, &mut graph) as u32
+        });
+        assert_eq!(wrong.join().unwrap(), 908);
+        let mut mode = Mode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        assert_eq!(sys::cuThreadExchangeStreamCaptureMode(&mut mode) as u32, 0);
+        assert_eq!(mode, Mode::CU_STREAM_CAPTURE_MODE_GLOBAL);
+        assert_eq!(allocates(), 0);
+        assert_eq!(sys::cuThreadExchangeStreamCaptureMode(&mut mode) as u32, 0);
+        assert_eq!(end_capture(stream), 0);
+        let stream = capturing(1, Mode::CU_STREAM_CAPTURE_MODE_GLOBAL);
+        assert_eq!(elsewhere(), 900);
+        assert_eq!(end_capture(stream), 901);
+        // A blocking stream and the legacy one wait for each other.
+        let stream = capturing(0, Mode::CU_STREAM_CAPTURE_MODE_RELAXED);
+        assert_eq!(sys::cuMemsetD8Async(memory, 1, 64, std::ptr::null_mut()) as u32, 906);
+        assert_eq!(end_capture(stream), 901);
+        assert_eq!(
+            sys::cuStreamBeginCapture_v2(std::ptr::null_mut(), Mode::CU_STREAM_CAPTURE_MODE_RELAXED) as u32,
+            900
+        );
+        assert_eq!(sys::cuMemFree_v2(memory) as u32, 0);
+        for event in [before, inside] {
+            assert_eq!(sys::cuEventDestroy_v2(event) as u32, 0);
+        }
+    }
+}
+
 #[test]
 fn shared_memory_limits_and_occupancy() {
     let _turn = driver();
@@ -220,6 +335,34 @@ fn child_process() {
             unsafe { stream.launch_builder(&f).arg(&mut y).launch(one) }.unwrap();
             println!("result {:?}", stream.synchronize().map_err(|e| e.0 as u32));
         }
+        "graph_race" => {
+            let stream = ctx.new_stream().unwrap();
+            let f = ctx.load_module(kernels("bugs")).unwrap().load_function("shared_race").unwrap();
+            let y = stream.alloc_zeros::<f32>(64).unwrap();
+            // SAFETY: one stream.
+            unsafe { ctx.disable_event_tracking() };
+            let address = {
+                use cudarc::driver::DevicePtr;
+                y.device_ptr(&stream).0
+            };
+            stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+            // SAFETY: the arguments are those of the kernel.
+            unsafe { stream.launch_builder(&f).arg(&address).launch(one) }.unwrap();
+            let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+            let graph = stream.end_capture(flags).unwrap().unwrap();
+            println!("captured {:?}", stream.synchronize().map_err(|e| e.0 as u32));
+            graph.launch().unwrap();
+            println!("result {:?}", stream.synchronize().map_err(|e| e.0 as u32));
+        }
+        "memory" => {
+            // Page-locked memory of the host takes none of the card's.
+            // SAFETY: not read.
+            let pinned = unsafe { ctx.alloc_pinned::<u8>(1 << 20) }.unwrap();
+            println!("free {:?}", cudarc::driver::result::mem_get_info().unwrap());
+            // SAFETY: only allocates.
+            println!("more {:?}", unsafe { cudarc::driver::result::malloc_sync(1 << 20) }.map_err(|e| e.0 as u32));
+            drop(pinned);
+        }
         "double_free" => {
             // SAFETY: the second free is the mistake that must be answered.
             unsafe {
@@ -252,6 +395,12 @@ fn findings_become_sticky_errors_and_checks_can_be_off() {
     assert!(text.contains("bugs.cu:"), "{text}");
     let (ok, text) = child("race", &[("CUEMU_CHECK", "off")]);
     assert!(ok && text.contains("result Ok(())"), "{text}");
+    // The checks hold in a graph: when it runs, not when it is captured.
+    let (ok, text) = child("graph_race", &[]);
+    assert!(ok && text.contains("captured Ok(())") && text.contains("result Err(719)"), "{text}");
+    assert!(text.contains("data race in shared memory in shared_race"), "{text}");
+    let (ok, text) = child("memory", &[("CUEMU_MEMORY", "768KiB")]);
+    assert!(ok && text.contains("free (786432, 786432)") && text.contains("more Err(2)"), "{text}");
     let (ok, text) = child("double_free", &[]);
     assert!(ok && text.contains("result Err(1)") && text.contains("double free"), "{text}");
     assert!(text.contains("memory not freed") && text.contains("4096 bytes"), "{text}");

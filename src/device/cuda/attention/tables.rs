@@ -4,7 +4,7 @@
 //! results do not depend on what else is in the batch, and the gradient of a shared prefix is summed over its readers in one
 //! order. (A prefix that ends within its segment cuts that segment's key tiles there.)
 
-use super::super::context::Cuda;
+use super::super::context::{Cuda, Precision};
 use super::super::error::{Result, require};
 use super::super::memory::Buffer;
 use super::tile_rows;
@@ -27,7 +27,50 @@ impl Tables {
     /// Without a backward pass, `backward` is empty and `first` is the number of key rows or more. Allocates only when a batch
     /// needs larger tables than any before.
     pub fn prepare(&mut self, cuda: &Cuda, segments: &[Segment], backward: &[Segment], first: usize) -> Result<()> {
-        let plan = plan(segments, backward, first, tile_rows(cuda.precision()).0)?;
+        self.upload(cuda, plan(segments, backward, first, 0, tile_rows(cuda.precision()).0)?)
+    }
+
+    /// As [`Self::prepare`], for `rows` key rows, with empty tiles up to the number that any list of at most `most` segments
+    /// has: all of them are served by the same launches.
+    pub fn prepare_filled(
+        &mut self,
+        cuda: &Cuda,
+        segments: &[Segment],
+        backward: &[Segment],
+        first: usize,
+        rows: usize,
+        most: usize,
+    ) -> Result<()> {
+        let tile = tile_rows(cuda.precision()).0;
+        let mut plan = plan(segments, backward, first, rows, tile)?;
+        plan.fill(tile, most);
+        self.upload(cuda, plan)
+    }
+
+    /// Makes room for what [`Self::prepare_filled`] needs for so many queries, queries and keys with a gradient, and segments,
+    /// unless prefixes are shared by several of those that have one.
+    pub fn reserve(&mut self, cuda: &Cuda, n: usize, gradient: [usize; 2], most: usize) -> Result<()> {
+        self.grow(cuda, words(tile_rows(cuda.precision()).0, n, gradient, most))
+    }
+
+    /// Bytes that [`Self::reserve`] takes.
+    pub fn bytes(precision: Precision, n: usize, gradient: [usize; 2], most: usize) -> usize {
+        words(tile_rows(precision).0, n, gradient, most).next_power_of_two() * size_of::<i32>()
+    }
+
+    /// Tiles of queries, of queries with a gradient, and of keys.
+    pub fn tiles(&self) -> [usize; 3] {
+        [self.plan.query_tiles.len(), self.plan.gradient_tiles.len(), self.plan.key_tiles.len()]
+    }
+
+    fn grow(&mut self, cuda: &Cuda, words: usize) -> Result<()> {
+        if self.buffer.as_ref().is_none_or(|b| b.len() < words) {
+            self.buffer = Some(Buffer::new(cuda, words.next_power_of_two(), "attention's tables")?);
+        }
+        Ok(())
+    }
+
+    fn upload(&mut self, cuda: &Cuda, plan: Plan) -> Result<()> {
         let words = [
             plan.query_tiles.as_flattened(),
             plan.gradient_tiles.as_flattened(),
@@ -35,9 +78,7 @@ impl Tables {
             plan.readers.as_flattened(),
         ]
         .concat();
-        if self.buffer.as_ref().is_none_or(|b| b.len() < words.len()) {
-            self.buffer = Some(Buffer::new(cuda, words.len().next_power_of_two(), "attention's tables")?);
-        }
+        self.grow(cuda, words.len())?;
         if let Some(buffer) = &mut self.buffer {
             buffer.upload(cuda, &words)?;
         }
@@ -91,18 +132,51 @@ pub(super) struct Plan {
     pub first: usize,
 }
 
-fn plan(segments: &[Segment], backward: &[Segment], first: usize, tile: usize) -> Result<Plan> {
+/// Tiles of so many rows, cut at the ends of so many pieces, at most.
+fn tiles(tile: usize, rows: usize, pieces: usize) -> usize {
+    rows / tile + pieces
+}
+
+/// Runs of keys with the same readers, of segments that lie one behind the other.
+fn pieces(most: usize) -> usize {
+    most + 1
+}
+
+/// Words of filled lists, each key tile having one reader.
+fn words(tile: usize, n: usize, [gradient_n, gradient_n_kv]: [usize; 2], most: usize) -> usize {
+    let keys = if gradient_n > 0 { tiles(tile, gradient_n_kv, pieces(most)) } else { 0 };
+    let gradient = if gradient_n > 0 { tiles(tile, gradient_n, most) } else { 0 };
+    8 * (tiles(tile, n, most) + gradient) + 8 * keys
+}
+
+impl Plan {
+    /// Adds empty tiles. An empty tile reads and writes nothing.
+    fn fill(&mut self, tile: usize, most: usize) {
+        let len = |now: usize, rows: usize, pieces: usize| now.max(tiles(tile, rows, pieces));
+        self.query_tiles.resize(len(self.query_tiles.len(), self.n_q, most), [0; 8]);
+        if self.gradient_n_q > 0 {
+            self.gradient_tiles.resize(len(self.gradient_tiles.len(), self.gradient_n_q, most), [0; 8]);
+            self.key_tiles.resize(len(self.key_tiles.len(), self.gradient_n_kv, pieces(most)), [0; 4]);
+            // The list of readers keeps its length, too, where each key tile has one.
+            self.readers.resize(self.readers.len().max(self.key_tiles.len()), [0; 4]);
+        }
+    }
+}
+
+/// `rows`: key rows, if there are more than the segments name.
+fn plan(segments: &[Segment], backward: &[Segment], first: usize, rows: usize, tile: usize) -> Result<Plan> {
     check(segments)?;
     check(backward)?;
-    let rows = |of: fn(&Segment) -> usize, list: &[Segment]| list.iter().map(of).max().unwrap_or(0);
-    let n_kv = rows(|s| s.kv.end.max(s.prefix.end), segments).max(rows(|s| s.kv.end.max(s.prefix.end), backward));
+    let most = |of: fn(&Segment) -> usize, list: &[Segment]| list.iter().map(of).max().unwrap_or(0);
+    let keys = |list| most(|s| s.kv.end.max(s.prefix.end), list);
+    let n_kv = keys(segments).max(keys(backward)).max(rows);
     let first = first.min(n_kv);
     let mut plan = Plan {
         query_tiles: query_tiles(segments, tile),
         gradient_tiles: query_tiles(backward, tile),
-        n_q: rows(|s| s.q.end, segments),
+        n_q: most(|s| s.q.end, segments),
         n_kv,
-        gradient_n_q: rows(|s| s.q.end, backward),
+        gradient_n_q: most(|s| s.q.end, backward),
         gradient_n_kv: n_kv - first,
         first,
         ..Plan::default()
@@ -220,7 +294,7 @@ mod tests {
     }
 
     fn compare(segments: &[Segment], backward: &[Segment], first: usize, tile: usize) {
-        let plan = plan(segments, backward, first, tile).unwrap();
+        let plan = plan(segments, backward, first, 0, tile).unwrap();
         assert_eq!(pairs_of_query_tiles(&plan.query_tiles, tile), visible(segments));
         let wanted = visible(backward);
         assert_eq!(pairs_of_query_tiles(&plan.gradient_tiles, tile), wanted);
@@ -261,12 +335,34 @@ mod tests {
         }
     }
 
+    /// Lists of few segments and of many have the same lengths, and what was added is empty.
+    #[test]
+    fn filled_lists_have_one_length() {
+        let cut = |at: &[usize]| -> Vec<Segment> {
+            at.windows(2).map(|w| Segment { q: w[0]..w[1], kv: w[0]..w[1], prefix: 0..0 }).collect()
+        };
+        let lists =
+            [cut(&[0, 256]), cut(&[0, 1, 2, 3, 256]), cut(&[0, 65, 130, 195, 256]), cut(&[0, 64, 128, 192, 256])];
+        let plans = lists.map(|segments| {
+            let mut plan = plan(&segments, &segments, 0, 0, 64).unwrap();
+            let before = (plan.query_tiles.len(), plan.key_tiles.len());
+            plan.fill(64, 4);
+            assert!(plan.query_tiles[before.0..].iter().all(|t| *t == [0; 8]));
+            assert!(plan.key_tiles[before.1..].iter().all(|t| *t == [0; 4]));
+            let lengths = [plan.query_tiles.len(), plan.gradient_tiles.len(), plan.key_tiles.len(), plan.readers.len()];
+            let all = lengths.iter().zip([8, 8, 4, 4]).map(|(n, width)| n * width).sum::<usize>();
+            assert_eq!(all, words(64, 256, [256, 256], 4));
+            lengths
+        });
+        assert!(plans.iter().all(|p| *p == plans[0]), "{plans:?}");
+    }
+
     #[test]
     fn a_key_that_nobody_reads_is_still_written() {
         let silent = Segment { q: 0..0, kv: 0..5, prefix: 0..0 };
         let reader = Segment { q: 0..2, kv: 5..8, prefix: 0..3 };
-        let plan = plan(&[silent.clone(), reader.clone()], &[silent, reader], 0, 64).unwrap();
-        assert_eq!(plan.key_tiles, [[0, 3, 0, 1], [3, 2, 1, 1], [5, 3, 1, 2]]);
+        let plan = plan(&[silent.clone(), reader.clone()], &[silent, reader], 0, 9, 64).unwrap();
+        assert_eq!(plan.key_tiles, [[0, 3, 0, 1], [3, 2, 1, 1], [5, 3, 1, 2], [8, 1, 2, 2]]);
         assert_eq!(plan.readers, [[0, 2, ALL_SEE, 0], [0, 2, -1, 0]]);
     }
 
@@ -278,10 +374,10 @@ mod tests {
             (Segment { prefix: 0..5, ..good.clone() }, "overlap"),
             (Segment { kv: 4..usize::MAX, ..good.clone() }, "too many rows"),
         ] {
-            let error = plan(&[bad], &[], 0, 64).unwrap_err().to_string();
+            let error = plan(&[bad], &[], 0, 0, 64).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
-        let error = plan(&[good.clone(), good], &[], 0, 64).unwrap_err().to_string();
+        let error = plan(&[good.clone(), good], &[], 0, 0, 64).unwrap_err().to_string();
         assert!(error.contains("two segments"), "{error}");
     }
 }

@@ -76,6 +76,10 @@ pub struct Counters {
     pub distinct_read: u64,
     /// Distinct bytes of global memory written; 0 without checks.
     pub distinct_written: u64,
+    /// Bytes that the modelled L2 cache read from memory; 0 without one.
+    pub memory_read: u64,
+    /// Bytes that it wrote.
+    pub memory_written: u64,
 }
 
 impl Counters {

@@ -52,6 +52,7 @@ pub fn launch(
         "global_loads": traffic(&c.global_loads),
         "global_stores": traffic(&c.global_stores),
         "distinct_bytes": { "read": c.distinct_read, "written": c.distinct_written },
+        "memory_bytes": { "read": c.memory_read, "written": c.memory_written },
         "local_bytes": c.local_bytes,
         "shared": { "bytes": c.shared_bytes, "passes": c.shared_passes, "conflict_passes": conflicts },
         "atomics": { "global": c.global_atomics, "shared": c.shared_atomics },

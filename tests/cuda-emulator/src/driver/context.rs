@@ -184,7 +184,15 @@ driver_calls! { lookup:
     fn cuCtxGetApiVersion(_context: Handle, version: *mut c_uint) |_d| { store(version, 13050) }
     fn cuCtxGetFlags(flags: *mut c_uint) |_d| { store(flags, 0) }
     fn cuCtxSetFlags(_flags: c_uint) |_d| { error::SUCCESS }
-    fn cuCtxSynchronize() |d| { if is_current() { d.sticky() } else { error::INVALID_CONTEXT } }
+    fn cuCtxSynchronize() |d| {
+        if !is_current() {
+            return error::INVALID_CONTEXT;
+        }
+        match d.context_waits_in_capture("cuCtxSynchronize") {
+            0 => d.sticky(),
+            code => code,
+        }
+    }
     fn cuCtxGetLimit(value: *mut usize, limit: c_uint) |_d| { store(value, if limit == 1 { 1 << 20 } else { 1024 }) }
     fn cuCtxSetLimit(_limit: c_uint, _value: usize) |_d| { error::SUCCESS }
     fn cuCtxGetCacheConfig(config: *mut c_uint) |_d| { store(config, 0) }

@@ -38,6 +38,18 @@ fn number(name: &str) -> Option<u64> {
     value
 }
 
+/// `24GiB`, `900KiB`, `65536`.
+fn bytes(name: &str) -> Option<u64> {
+    let text = variable(name)?;
+    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("", 0)];
+    let (digits, shift) = units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)))?;
+    let value = digits.trim().parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
+    if value.is_none() {
+        eprintln!("[cuda-emulator] {name}={text} is no number of bytes, KiB, MiB or GiB and is ignored");
+    }
+    value
+}
+
 fn is_on(name: &str) -> bool {
     variable(name).is_some_and(|v| !matches!(v.as_str(), "0" | "off" | "no"))
 }
@@ -63,6 +75,10 @@ impl Environment {
             Some(n) if n > 0 => Box::leak(Box::new(Card { sm_count: n as u32, ..card.clone() })),
             _ => card,
         };
+        let card = match bytes("CUEMU_MEMORY") {
+            Some(memory) if memory > 0 => Box::leak(Box::new(Card { memory, ..card.clone() })),
+            _ => card,
+        };
         let report = variable("CUEMU_REPORT").map(PathBuf::from);
         let table = is_on("CUEMU_TABLE");
         let check = variable("CUEMU_CHECK").is_none_or(|v| !matches!(v.as_str(), "0" | "off" | "no"));
@@ -77,6 +93,7 @@ impl Environment {
                 Some("hopper") => Accumulation::Hopper,
                 _ => Accumulation::Exact,
             },
+            l2: if is_on("CUEMU_L2") { u64::from(card.l2) } else { 0 },
             timeout: Duration::from_secs(number("CUEMU_TIMEOUT").unwrap_or(600)),
             ..Config::default()
         };

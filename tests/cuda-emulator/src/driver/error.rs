@@ -14,11 +14,17 @@ pub const INVALID_PTX: u32 = 218;
 pub const UNSUPPORTED_PTX_VERSION: u32 = 222;
 pub const FILE_NOT_FOUND: u32 = 301;
 pub const INVALID_HANDLE: u32 = 400;
+pub const ILLEGAL_STATE: u32 = 401;
 pub const NOT_FOUND: u32 = 500;
 pub const NOT_READY: u32 = 600;
 pub const LAUNCH_OUT_OF_RESOURCES: u32 = 701;
 pub const NOT_SUPPORTED: u32 = 801;
+pub const STREAM_CAPTURE_UNSUPPORTED: u32 = 900;
 pub const STREAM_CAPTURE_INVALIDATED: u32 = 901;
+pub const STREAM_CAPTURE_ISOLATION: u32 = 905;
+pub const STREAM_CAPTURE_IMPLICIT: u32 = 906;
+pub const CAPTURED_EVENT: u32 = 907;
+pub const STREAM_CAPTURE_WRONG_THREAD: u32 = 908;
 pub const UNKNOWN: u32 = 999;
 
 /// Name and text of a code.
@@ -38,6 +44,7 @@ pub fn describe(code: u32) -> Option<(&'static CStr, &'static CStr)> {
         222 => (c"CUDA_ERROR_UNSUPPORTED_PTX_VERSION", c"the provided PTX was compiled with an unsupported toolchain."),
         301 => (c"CUDA_ERROR_FILE_NOT_FOUND", c"file not found"),
         400 => (c"CUDA_ERROR_INVALID_HANDLE", c"invalid resource handle"),
+        401 => (c"CUDA_ERROR_ILLEGAL_STATE", c"the operation cannot be performed in the present state"),
         500 => (c"CUDA_ERROR_NOT_FOUND", c"named symbol not found"),
         600 => (c"CUDA_ERROR_NOT_READY", c"device not ready"),
         700 => (c"CUDA_ERROR_ILLEGAL_ADDRESS", c"an illegal memory access was encountered"),
@@ -52,6 +59,18 @@ pub fn describe(code: u32) -> Option<(&'static CStr, &'static CStr)> {
         801 => (c"CUDA_ERROR_NOT_SUPPORTED", c"operation not supported"),
         900 => (c"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", c"operation not permitted when stream is capturing"),
         901 => (c"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", c"operation failed due to a previous error during capture"),
+        905 => (c"CUDA_ERROR_STREAM_CAPTURE_ISOLATION", c"dependency created on uncaptured work in another stream"),
+        906 => (
+            c"CUDA_ERROR_STREAM_CAPTURE_IMPLICIT",
+            c"operation would make the legacy stream depend on a capturing blocking stream",
+        ),
+        907 => {
+            (c"CUDA_ERROR_CAPTURED_EVENT", c"operation not permitted on an event last recorded in a capturing stream")
+        }
+        908 => (
+            c"CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD",
+            c"attempt to terminate a thread-local capture sequence from another thread",
+        ),
         999 => (c"CUDA_ERROR_UNKNOWN", c"unknown error"),
         _ => return None,
     })

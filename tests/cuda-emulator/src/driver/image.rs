@@ -10,6 +10,10 @@ impl Driver {
     /// # Safety
     /// `image` is what `cuModuleLoadData` takes.
     pub unsafe fn load_image(&self, image: *const u8) -> Result<usize, u32> {
+        match self.unsafe_in_capture("loading a module") {
+            0 => {}
+            code => return Err(code),
+        }
         // SAFETY: the caller's promise.
         let texts = match unsafe { fatbin::read(image) } {
             Image::Ptx(texts) => texts,

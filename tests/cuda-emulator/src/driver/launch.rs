@@ -117,7 +117,7 @@ impl Driver {
             let over_maxntid = problem.contains(".maxntid") || problem.contains(".reqntid");
             return if over_maxntid { error::LAUNCH_OUT_OF_RESOURCES } else { error::INVALID_VALUE };
         }
-        enqueue(self, stream, move |d| d.execute(&f, shape, &buffer))
+        enqueue(self, stream, "cuLaunchKernel", move |d| d.execute(&f, shape, &buffer))
     }
 
     /// Runs a launch. Its errors are left for the next call that waits, as on a device.

@@ -112,11 +112,16 @@ impl Driver {
         }
     }
 
-    unsafe fn allocate_shared(&self, address: *mut u64, bytes: usize, name: &str) -> u32 {
+    unsafe fn allocate_pinned(&self, address: *mut u64, bytes: usize) -> u32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.allocate_shared(address, bytes, "pinned host memory", false) }
+    }
+
+    unsafe fn allocate_shared(&self, address: *mut u64, bytes: usize, name: &str, on_device: bool) -> u32 {
         if bytes == 0 || address.is_null() {
             return error::INVALID_VALUE;
         }
-        match self.device.memory.allocate_shared(bytes as u64, name) {
+        match self.device.memory.allocate_shared(bytes as u64, name, on_device) {
             // SAFETY: not null.
             Some(allocation) => unsafe { store(address, allocation.base) },
             None => error::OUT_OF_MEMORY,
@@ -152,29 +157,43 @@ impl Driver {
     }
 }
 
+/// Goes on if nothing was refused.
+fn guarded(code: u32, work: impl FnOnce() -> u32) -> u32 {
+    if code == error::SUCCESS { work() } else { code }
+}
+
+/// Allocation as the work of a graph is not there.
+fn pool_in_capture(d: &Driver, stream: Handle) -> u32 {
+    if !d.is_captured(stream) {
+        return error::SUCCESS;
+    }
+    eprintln!("[cuda-emulator] graphs that allocate or free memory are not supported");
+    error::NOT_SUPPORTED
+}
+
 driver_calls! { lookup:
     fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) |d| {
         let (used, capacity) = d.device.memory.usage();
         store(free, capacity.saturating_sub(used) as usize);
         store(total, capacity as usize)
     }
-    fn cuMemAlloc_v2(address: *mut u64, bytes: usize) |d| { d.allocate(address, bytes) }
-    fn cuMemAllocAsync(address: *mut u64, bytes: usize, _stream: Handle) |d| { d.allocate(address, bytes) }
-    fn cuMemAllocFromPoolAsync(address: *mut u64, bytes: usize, _pool: Handle, _stream: Handle) |d| { d.allocate(address, bytes) }
+    fn cuMemAlloc_v2(address: *mut u64, bytes: usize) |d| { guarded(d.unsafe_in_capture("cuMemAlloc"), || d.allocate(address, bytes)) }
+    fn cuMemAllocAsync(address: *mut u64, bytes: usize, stream: Handle) |d| { guarded(pool_in_capture(d, stream), || d.allocate(address, bytes)) }
+    fn cuMemAllocFromPoolAsync(address: *mut u64, bytes: usize, _pool: Handle, stream: Handle) |d| { guarded(pool_in_capture(d, stream), || d.allocate(address, bytes)) }
     fn cuMemAllocPitch_v2(address: *mut u64, pitch: *mut usize, width: usize, height: usize, _element: c_uint) |d| {
         let row = width.next_multiple_of(512);
         store(pitch, row);
         match row.checked_mul(height) {
-            Some(bytes) => d.allocate(address, bytes),
+            Some(bytes) => guarded(d.unsafe_in_capture("cuMemAllocPitch"), || d.allocate(address, bytes)),
             None => error::OUT_OF_MEMORY,
         }
     }
-    fn cuMemAllocManaged(address: *mut u64, bytes: usize, _flags: c_uint) |d| { d.allocate_shared(address, bytes, "") }
-    fn cuMemFree_v2(address: u64) |d| { d.free(address) }
-    fn cuMemFreeAsync(address: u64, _stream: Handle) |d| { d.free(address) }
-    fn cuMemHostAlloc(host: *mut Handle, bytes: usize, _flags: c_uint) |d| { d.allocate_shared(host.cast(), bytes, "pinned host memory") }
-    fn cuMemAllocHost_v2(host: *mut Handle, bytes: usize) |d| { d.allocate_shared(host.cast(), bytes, "pinned host memory") }
-    fn cuMemFreeHost(host: Handle) |d| { d.free(host as u64) }
+    fn cuMemAllocManaged(address: *mut u64, bytes: usize, _flags: c_uint) |d| { guarded(d.unsafe_in_capture("cuMemAllocManaged"), || d.allocate_shared(address, bytes, "", true)) }
+    fn cuMemFree_v2(address: u64) |d| { guarded(d.unsafe_in_capture("cuMemFree"), || d.free(address)) }
+    fn cuMemFreeAsync(address: u64, stream: Handle) |d| { guarded(pool_in_capture(d, stream), || d.free(address)) }
+    fn cuMemHostAlloc(host: *mut Handle, bytes: usize, _flags: c_uint) |d| { guarded(d.unsafe_in_capture("cuMemHostAlloc"), || d.allocate_pinned(host.cast(), bytes)) }
+    fn cuMemAllocHost_v2(host: *mut Handle, bytes: usize) |d| { guarded(d.unsafe_in_capture("cuMemAllocHost"), || d.allocate_pinned(host.cast(), bytes)) }
+    fn cuMemFreeHost(host: Handle) |d| { guarded(d.unsafe_in_capture("cuMemFreeHost"), || d.free(host as u64)) }
     fn cuMemHostGetDevicePointer_v2(address: *mut u64, host: Handle, _flags: c_uint) |_d| { store(address, host as u64) }
     fn cuMemHostGetFlags(flags: *mut c_uint, _host: Handle) |_d| { store(flags, 0) }
     fn cuMemHostRegister_v2(_host: Handle, _bytes: usize, _flags: c_uint) |_d| { error::SUCCESS }
@@ -191,48 +210,48 @@ driver_calls! { lookup:
     fn cuStreamAttachMemAsync(_stream: Handle, _address: u64, _bytes: usize, _flags: c_uint) |_d| { error::SUCCESS }
     fn cuMemcpy(to: u64, from: u64, bytes: usize) |d| {
         let end = |a: u64| if d.allocation(a, 1).is_some() { End::Device(a) } else { End::Host(a as usize) };
-        d.transfer(end(to), end(from), bytes)
+        guarded(d.synchronous_in_capture("cuMemcpy"), || d.transfer(end(to), end(from), bytes))
     }
     fn cuMemcpyAsync(to: u64, from: u64, bytes: usize, stream: Handle) |d| {
         let end = |a: u64| if d.allocation(a, 1).is_some() { End::Device(a) } else { End::Host(a as usize) };
         let (to, from) = (end(to), end(from));
-        enqueue(d, stream, move |d| d.transfer(to, from, bytes))
+        enqueue(d, stream, "cuMemcpyAsync", move |d| d.transfer(to, from, bytes))
     }
-    fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, bytes: usize) |d| { d.transfer(End::Device(to), End::Host(from as usize), bytes) }
+    fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, bytes: usize) |d| { guarded(d.synchronous_in_capture("cuMemcpyHtoD"), || d.transfer(End::Device(to), End::Host(from as usize), bytes)) }
     fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: Handle) |d| {
         let from = from as usize;
-        enqueue(d, stream, move |d| d.transfer(End::Device(to), End::Host(from), bytes))
+        enqueue(d, stream, "cuMemcpyHtoDAsync_v2", move |d| d.transfer(End::Device(to), End::Host(from), bytes))
     }
-    fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, bytes: usize) |d| { d.transfer(End::Host(to as usize), End::Device(from), bytes) }
+    fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, bytes: usize) |d| { guarded(d.synchronous_in_capture("cuMemcpyDtoH"), || d.transfer(End::Host(to as usize), End::Device(from), bytes)) }
     fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: Handle) |d| {
         let to = to as usize;
-        enqueue(d, stream, move |d| d.transfer(End::Host(to), End::Device(from), bytes))
+        enqueue(d, stream, "cuMemcpyDtoHAsync_v2", move |d| d.transfer(End::Host(to), End::Device(from), bytes))
     }
-    fn cuMemcpyDtoD_v2(to: u64, from: u64, bytes: usize) |d| { d.transfer(End::Device(to), End::Device(from), bytes) }
+    fn cuMemcpyDtoD_v2(to: u64, from: u64, bytes: usize) |d| { guarded(d.synchronous_in_capture("cuMemcpyDtoD"), || d.transfer(End::Device(to), End::Device(from), bytes)) }
     fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: Handle) |d| {
-        enqueue(d, stream, move |d| d.transfer(End::Device(to), End::Device(from), bytes))
+        enqueue(d, stream, "cuMemcpyDtoDAsync_v2", move |d| d.transfer(End::Device(to), End::Device(from), bytes))
     }
     fn cuMemcpyPeerAsync(to: u64, _to_context: Handle, from: u64, _from_context: Handle, bytes: usize, stream: Handle) |d| {
-        enqueue(d, stream, move |d| d.transfer(End::Device(to), End::Device(from), bytes))
+        enqueue(d, stream, "cuMemcpyPeerAsync", move |d| d.transfer(End::Device(to), End::Device(from), bytes))
     }
-    fn cuMemcpy2D_v2(copy: *const Copy2D) |d| { if copy.is_null() { error::INVALID_VALUE } else { d.copy_2d(&*copy) } }
-    fn cuMemcpy2DUnaligned_v2(copy: *const Copy2D) |d| { if copy.is_null() { error::INVALID_VALUE } else { d.copy_2d(&*copy) } }
+    fn cuMemcpy2D_v2(copy: *const Copy2D) |d| { guarded(d.synchronous_in_capture("cuMemcpy2D"), || if copy.is_null() { error::INVALID_VALUE } else { d.copy_2d(&*copy) }) }
+    fn cuMemcpy2DUnaligned_v2(copy: *const Copy2D) |d| { guarded(d.synchronous_in_capture("cuMemcpy2DUnaligned"), || if copy.is_null() { error::INVALID_VALUE } else { d.copy_2d(&*copy) }) }
     fn cuMemcpy2DAsync_v2(copy: *const Copy2D, stream: Handle) |d| {
         if copy.is_null() {
             return error::INVALID_VALUE;
         }
         let copy = SendCopy(*copy);
-        enqueue(d, stream, move |d| d.copy_2d(copy.get()))
+        enqueue(d, stream, "cuMemcpy2DAsync_v2", move |d| d.copy_2d(copy.get()))
     }
-    fn cuMemsetD8_v2(to: u64, value: u8, n: usize) |d| { d.fill(to, &[value], n) }
-    fn cuMemsetD16_v2(to: u64, value: u16, n: usize) |d| { d.fill(to, &value.to_le_bytes(), n) }
-    fn cuMemsetD32_v2(to: u64, value: u32, n: usize) |d| { d.fill(to, &value.to_le_bytes(), n) }
-    fn cuMemsetD8Async(to: u64, value: u8, n: usize, stream: Handle) |d| { enqueue(d, stream, move |d| d.fill(to, &[value], n)) }
+    fn cuMemsetD8_v2(to: u64, value: u8, n: usize) |d| { guarded(d.synchronous_in_capture("cuMemsetD8"), || d.fill(to, &[value], n)) }
+    fn cuMemsetD16_v2(to: u64, value: u16, n: usize) |d| { guarded(d.synchronous_in_capture("cuMemsetD16"), || d.fill(to, &value.to_le_bytes(), n)) }
+    fn cuMemsetD32_v2(to: u64, value: u32, n: usize) |d| { guarded(d.synchronous_in_capture("cuMemsetD32"), || d.fill(to, &value.to_le_bytes(), n)) }
+    fn cuMemsetD8Async(to: u64, value: u8, n: usize, stream: Handle) |d| { enqueue(d, stream, "cuMemsetD8Async", move |d| d.fill(to, &[value], n)) }
     fn cuMemsetD16Async(to: u64, value: u16, n: usize, stream: Handle) |d| {
-        enqueue(d, stream, move |d| d.fill(to, &value.to_le_bytes(), n))
+        enqueue(d, stream, "cuMemsetD16Async", move |d| d.fill(to, &value.to_le_bytes(), n))
     }
     fn cuMemsetD32Async(to: u64, value: u32, n: usize, stream: Handle) |d| {
-        enqueue(d, stream, move |d| d.fill(to, &value.to_le_bytes(), n))
+        enqueue(d, stream, "cuMemsetD32Async", move |d| d.fill(to, &value.to_le_bytes(), n))
     }
     fn cuDeviceGetDefaultMemPool(pool: *mut Handle, _device: c_int) |_d| { store(pool, POOL as Handle) }
     fn cuDeviceGetMemPool(pool: *mut Handle, _device: c_int) |_d| { store(pool, POOL as Handle) }

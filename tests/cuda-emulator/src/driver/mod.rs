@@ -8,6 +8,7 @@
 #![allow(missing_docs, non_snake_case, clippy::missing_safety_doc)] // names and contracts are those of the CUDA manual
 
 pub mod attributes;
+pub mod capture;
 pub mod context;
 pub mod environment;
 pub mod error;
@@ -51,7 +52,7 @@ pub struct Driver {
     pub modules: Mutex<HashMap<usize, Module>>,
     pub functions: Mutex<HashMap<usize, Function>>,
     pub streams: Mutex<HashMap<usize, stream::Stream>>,
-    pub events: Mutex<HashMap<usize, Option<std::time::Instant>>>,
+    pub events: Mutex<HashMap<usize, stream::Mark>>,
     pub graphs: Mutex<HashMap<usize, graph::Graph>>,
     pub contexts: Mutex<Vec<usize>>,
     pub primary_count: Mutex<u32>,
@@ -207,6 +208,7 @@ pub fn find(name: &str) -> Option<*const c_void> {
         .or_else(|| function::lookup(name))
         .or_else(|| launch::lookup(name))
         .or_else(|| stream::lookup(name))
+        .or_else(|| capture::lookup(name))
         .or_else(|| graph::lookup(name))
         .or_else(|| tensor_map::lookup(name))
         .or_else(|| unsupported::lookup(name))

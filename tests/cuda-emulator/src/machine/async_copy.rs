@@ -116,6 +116,7 @@ impl Block<'_> {
                 self.counters.global_loads.requests += 1;
                 self.counters.global_loads.bytes += lanes(span.lanes).map(|l| u64::from(take[l as usize])).sum::<u64>();
                 self.counters.global_loads.sectors += u64::from(traffic::sectors(&from, span.lanes, take[leader]));
+                self.launch.cache(&from, span.lanes, take[leader], false);
             }
             for lane in lanes(span.lanes) {
                 sources[lane as usize] = span.host(from[lane as usize], lane);

@@ -27,7 +27,7 @@ pub fn run(launch: &Launch<'_>) -> Outcome {
     let config = launch.config;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let workers = match config.threads {
-        _ if launch.cooperative => 1,
+        _ if launch.cooperative || launch.l2.is_some() => 1,
         0 if launch.program.order_matters => 1,
         0 => cores,
         n => n,
@@ -71,6 +71,10 @@ pub fn run(launch: &Launch<'_>) -> Outcome {
         let (read, written) = shadow.touched();
         outcome.counters.distinct_read += read;
         outcome.counters.distinct_written += written;
+    }
+    if let Some(l2) = &launch.l2 {
+        let traffic = l2.lock().unwrap_or_else(PoisonError::into_inner).traffic();
+        (outcome.counters.memory_read, outcome.counters.memory_written) = traffic;
     }
     let mut printed = launch.printed.lock().unwrap_or_else(PoisonError::into_inner);
     printed.sort();

@@ -25,6 +25,7 @@ impl Block<'_> {
                 traffic.requests += 1;
                 traffic.bytes += asked;
                 traffic.sectors += u64::from(traffic::sectors(at, span.lanes, bytes));
+                self.launch.cache(at, span.lanes, bytes, store);
             }
             Region::Shared | Region::Peer(_) => {
                 let (passes, least) = traffic::shared_passes(at, span.lanes, bytes);

@@ -26,12 +26,12 @@ pub mod warpgroup;
 pub mod wgmma;
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::checks::Finding;
 use crate::checks::global_race::GlobalShadow;
-use crate::counts::Counters;
+use crate::counts::{Counters, L2};
 use crate::memory::{Memory, Snapshot};
 use crate::numerics::tensor::Accumulation;
 use crate::program::Program;
@@ -56,6 +56,8 @@ pub struct Config {
     pub timeout: Duration,
     /// Findings kept of a launch.
     pub max_findings: usize,
+    /// Bytes of an L2 cache to model, which takes one thread and blocks in order; 0: none.
+    pub l2: u64,
 }
 
 impl Default for Config {
@@ -69,6 +71,7 @@ impl Default for Config {
             accumulation: Accumulation::Exact,
             timeout: Duration::from_secs(600),
             max_findings: 32,
+            l2: 0,
         }
     }
 }
@@ -105,6 +108,8 @@ pub struct Launch<'a> {
     pub deadline: Instant,
     /// Set when a block has failed: the others stop.
     pub abort: AtomicBool,
+    /// The modelled L2 cache.
+    pub l2: Option<Mutex<L2>>,
     /// Printed text, in order of blocks.
     pub printed: Mutex<Vec<(u64, String)>>,
 }
@@ -130,6 +135,12 @@ impl Launch<'_> {
     /// Blocks of the grid.
     pub fn blocks(&self) -> u64 {
         self.grid.iter().map(|n| u64::from(*n)).product()
+    }
+    /// A request that the L2 cache sees, if one is modelled.
+    pub fn cache(&self, addresses: &[u64; 32], lanes: u32, bytes: u32, store: bool) {
+        if let Some(l2) = &self.l2 {
+            l2.lock().unwrap_or_else(PoisonError::into_inner).request(addresses, lanes, bytes, store);
+        }
     }
     /// Coordinates of a block by its linear number.
     pub fn block_at(&self, linear: u64) -> [u32; 3] {

@@ -143,6 +143,7 @@ impl Block<'_> {
             let traffic = if store { &mut self.counters.global_stores } else { &mut self.counters.global_loads };
             traffic.bytes += u64::from(bytes);
             traffic.sectors += (address + u64::from(bytes)).div_ceil(32) - address / 32;
+            self.launch.cache(&[address; 32], 1, bytes, store);
         }
     }
 }

@@ -29,6 +29,8 @@ pub struct Allocation {
     pub id: u64,
     /// A name for reports: a variable's, or empty.
     pub name: String,
+    /// Bytes of the device's memory that it takes: none for host memory.
+    taken: u64,
     /// Kernels may not write it (`.const`).
     pub constant: bool,
     data: *mut u8,
@@ -65,7 +67,7 @@ impl Allocation {
                 data.write_bytes(0xcd, layout.size());
             }
         }
-        Some(Allocation { base, bytes, id, name, constant: false, data, flags })
+        Some(Allocation { base, bytes, id, name, taken: bytes, constant: false, data, flags })
     }
 
     /// Host address of a device address inside the allocation.
@@ -165,16 +167,17 @@ impl Memory {
     }
 
     /// Allocates memory that host and device share: its device address is its host address. All of it counts as written,
-    /// for nobody sees the host write.
-    pub fn allocate_shared(&self, bytes: u64, name: &str) -> Option<Arc<Allocation>> {
+    /// for nobody sees the host write. `on_device`: it takes of the device's memory (managed, not pinned).
+    pub fn allocate_shared(&self, bytes: u64, name: &str, on_device: bool) -> Option<Arc<Allocation>> {
         let mut state = self.state();
         let mut allocation = Allocation::new(0, bytes, state.count + 1, name.to_string(), false)?;
         allocation.base = allocation.data as u64;
+        allocation.taken = if on_device { bytes } else { 0 };
         let allocation = Arc::new(allocation);
         state.count += 1;
         state.freed.remove(&allocation.base);
+        state.used += allocation.taken;
         state.live.insert(allocation.base, allocation.clone());
-        state.used += bytes;
         state.snapshot = None;
         Some(allocation)
     }
@@ -194,7 +197,7 @@ impl Memory {
     pub fn free(&self, address: u64) -> Result<(), Box<Finding>> {
         let mut state = self.state();
         if let Some(gone) = state.live.remove(&address) {
-            state.used -= gone.bytes;
+            state.used -= gone.taken;
             state.freed.insert(address, (gone.bytes, gone.describe()));
             state.snapshot = None;
             return Ok(());
