@@ -148,7 +148,10 @@ impl Stage<'_> {
         // Prompts that share a prefix cost no more than their own tokens.
         let score_prompts = score_tokens.div_ceil(8);
         let frozen = self.gradient_from() == GradientFrom::FirstSlot;
-        Demand { tokens, prompts, frozen, dropout: self.drops(), score_tokens, score_prompts, ..Demand::default() }
+        // Those of a mapping are counted with it.
+        let vectors = if self.train.is_empty() { 0 } else { self.train.get(0).slots.len() };
+        let dropout = self.drops();
+        Demand { tokens, prompts, frozen, dropout, score_tokens, score_prompts, vectors, ..Demand::default() }
     }
 
     /// Every group of tensors in a line.

@@ -177,7 +177,7 @@ fn strategies_train_what_they_say() {
     assert!(line(&told, "stage1:   adapter").contains("trained, learning rate up to 0.001, weight decay 0.001"));
     assert!(
         line(&told, "stage2:   adapter").ends_with("frozen")
-            && line(&told, "stage2:   MF").ends_with("440 parameters  frozen")
+            && line(&told, "stage2:   MF").ends_with("448 parameters  frozen")
     );
     assert!(line(&told, "stage2:   mapping").ends_with("weight decay 0.001 (biases: 0)"));
     assert!(named(&stage2(&plain, "best"), "user_embedding.weight").is_none());
@@ -185,7 +185,7 @@ fn strategies_train_what_they_say() {
     for (model, file) in [("mf", "user_embedding.weight"), ("lightgcn", "embedding_user.weight")] {
         let choice = format!("collab.model={model}");
         let (t1, table, told) = tiny.train(&format!("{model}-t1"), &["--set", &choice, "--set", "strategy=t1"]);
-        assert!(table.contains("(T1) |") && told.contains("440 parameters  trained"), "{table}{told}");
+        assert!(table.contains("(T1) |") && told.contains("448 parameters  trained"), "{table}{told}");
         let pretrained = tensors(t1.join(format!("collab/{model}.safetensors")));
         let (before, after) = (named(&pretrained, file).unwrap(), stage2(&t1, "last"));
         let after = named(&after, file).unwrap();

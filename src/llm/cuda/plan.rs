@@ -144,7 +144,7 @@ impl Room {
 }
 
 impl<'a> Demand<'a> {
-    /// With what a stage that trains these keeps on a card of `sms` multiprocessors.
+    /// With what a stage that trains these keeps (slots read mapped vectors, where there is a mapping) on a card of `sms` multiprocessors.
     pub fn training(
         self,
         config: &ModelConfig,
@@ -153,7 +153,7 @@ impl<'a> Demand<'a> {
         rules: Rules,
         sms: usize,
     ) -> Self {
-        let vectors = cie.map_or(0, |cie| 2 * cie.out / config.hidden_size);
+        let vectors = cie.map_or(self.vectors, |cie| 2 * cie.out / config.hidden_size);
         let demand = Demand { lora: Some(lora), vectors, ..self };
         Demand { state: Training::bytes(lora, cie, rules, &demand, sms), ..demand }
     }
