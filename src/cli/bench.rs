@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Subcommand;
 
+use super::overhead;
 use super::train::cache_dir;
 use crate::bench::{Task, measure};
 use crate::data::Split;
@@ -40,6 +41,11 @@ enum What {
         #[command(flatten)]
         common: Common,
     },
+    /// CoLLM beside TALLRec: time, arithmetic and memory, the official way and the engine's.
+    Overhead(overhead::Args),
+    /// One configuration of `overhead`, in a process of its own.
+    #[command(hide = true)]
+    OverheadWorker(overhead::WorkerArgs),
 }
 
 #[derive(clap::Args)]
@@ -74,6 +80,8 @@ pub fn run(args: Args, device: Device) -> Result<ExitCode> {
             share = !no_sharing;
             (Task::Score, Part::Stage2, Split::Test, common)
         }
+        What::Overhead(args) => return overhead::run(args, device),
+        What::OverheadWorker(args) => return overhead::run_worker(&args, device),
     };
     let mut config = Config::default();
     config.data.dir = common.data.display().to_string();

@@ -12,6 +12,7 @@ pub mod gguf;
 mod gguf_tokenizer;
 pub mod model;
 pub mod peft;
+pub(crate) mod random;
 pub mod sharing;
 pub mod verify;
 pub mod weights;

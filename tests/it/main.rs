@@ -11,6 +11,7 @@ mod kernels;
 mod kill;
 mod model;
 mod operations;
+mod overhead;
 mod pickles;
 mod prepare;
 mod prompts;
