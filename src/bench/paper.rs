@@ -11,7 +11,8 @@ use crate::llm::batch::{GradientFrom, MAX_PROMPT_TOKENS, PackedBatch};
 use crate::prompt::PromptRef;
 
 /// Packs `prompts` with their `answers`. Slots as in [`PackedBatch::new`]; positions count from the padding on, as officially
-/// (scores do not change: RoPE knows differences only). Gradients begin at the first row.
+/// (scores do not change: RoPE knows differences only). Gradients begin at the first row. A prompt's rows are its answer, its pads and
+/// itself: the batch ends in a token that is read in the last block, as a card's tables of work want it.
 pub fn padded(prompts: &[PromptRef], answers: &[u32], pad: u32, tokens_per_vector: usize) -> PackedBatch {
     let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
     let mut batch = PackedBatch { every_position: true, ..PackedBatch::default() };
@@ -24,16 +25,17 @@ pub fn padded(prompts: &[PromptRef], answers: &[u32], pad: u32, tokens_per_vecto
             Source::Vector(v) => Source::Vector(v + (2 * i * tokens_per_vector) as u32),
             token => token,
         });
+        batch.sources.push(Source::Token(answer));
         batch.sources.extend(std::iter::repeat_n(Source::Token(pad), pads));
         batch.sources.extend(sources);
-        batch.sources.push(Source::Token(answer));
-        batch.positions.extend(0..=longest as u32);
-        batch.step_tokens.extend((0..=longest).map(|t| (i * MAX_PROMPT_TOKENS + t) as u32));
-        let (start, end) = (first + pads, first + longest);
+        let positions = || std::iter::once(longest).chain(0..longest);
+        batch.positions.extend(positions().map(|t| t as u32));
+        batch.step_tokens.extend(positions().map(|t| (i * MAX_PROMPT_TOKENS + t) as u32));
+        let (padding, start, end) = (first + 1, first + 1 + pads, first + 1 + longest);
         if pads > 0 {
-            batch.segments.push(Segment { q: first..start, kv: first..start, prefix: 0..0 });
+            batch.segments.push(Segment { q: padding..start, kv: padding..start, prefix: 0..0 });
         }
-        batch.segments.push(Segment { q: end..end + 1, kv: end..end + 1, prefix: start..end });
+        batch.segments.push(Segment { q: first..padding, kv: first..padding, prefix: start..end });
         own.push(Segment { q: start..end, kv: start..end, prefix: 0..0 });
         batch.last_rows.push(end - 1);
     }
@@ -88,17 +90,17 @@ mod tests {
     }
 
     #[test]
-    fn pads_come_first_and_the_answer_last() {
+    fn pads_come_before_the_prompt_and_the_answer_sees_the_prompt() {
         let (a, b) = (slots(1, 2), slots(0, 1));
         let prompts = [PromptRef { ids: &[10, 0, 0, 11], slots: &a }, PromptRef { ids: &[0, 0], slots: &b }];
         let batch = padded(&prompts, &[7, 9], 3, 1);
         use Source::{Token as T, Vector as V};
-        assert_eq!(batch.sources, [T(10), V(0), V(1), T(11), T(7), T(3), T(3), V(2), V(3), T(9)]);
-        assert_eq!(batch.positions, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]);
-        assert_eq!((batch.n_prompts(), &batch.last_rows[..], batch.first_gradient), (2, &[3, 8][..], 0));
-        assert_eq!(batch.segments[1], Segment { q: 5..7, kv: 5..7, prefix: 0..0 });
-        assert_eq!(batch.segments[2], Segment { q: 9..10, kv: 9..10, prefix: 7..9 });
-        assert_eq!(batch.segments[4], Segment { q: 7..9, kv: 7..9, prefix: 0..0 });
+        assert_eq!(batch.sources, [T(7), T(10), V(0), V(1), T(11), T(9), T(3), T(3), V(2), V(3)]);
+        assert_eq!(batch.positions, [4, 0, 1, 2, 3, 4, 0, 1, 2, 3]);
+        assert_eq!((batch.n_prompts(), &batch.last_rows[..], batch.first_gradient), (2, &[4, 9][..], 0));
+        assert_eq!(batch.segments[1], Segment { q: 6..8, kv: 6..8, prefix: 0..0 });
+        assert_eq!(batch.segments[2], Segment { q: 5..6, kv: 5..6, prefix: 8..10 });
+        assert_eq!(batch.segments[4], Segment { q: 8..10, kv: 8..10, prefix: 0..0 });
     }
 
     /// Padding, the answer token, the whole last block and the whole vocabulary change no score, no loss and no gradient.
