@@ -87,7 +87,8 @@ pub struct Outcome {
 }
 
 impl Stage<'_> {
-    fn rules(&self) -> Rules {
+    /// What is trained, and how.
+    pub fn rules(&self) -> Rules {
         let c = self.config;
         let max_norm = if c.grad_clip > 0.0 { c.grad_clip } else { f64::INFINITY };
         Rules { lora: c.train_lora, cie: c.train_cie, weight_decay: c.weight_decay, max_norm, loss: c.loss }
@@ -214,14 +215,16 @@ impl Stage<'_> {
     }
 }
 
-struct StepReport {
+/// How a step went.
+pub(crate) struct StepReport {
     loss: f64,
     lr: f64,
     norm: f64,
     rows: usize,
 }
 
-struct Trainer<'a> {
+/// A stage in progress.
+pub(crate) struct Trainer<'a> {
     stage: &'a Stage<'a>,
     dir: PathBuf,
     start: &'a Trainable,
@@ -237,7 +240,7 @@ struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    fn new(stage: &'a Stage<'a>, start: &'a Trainable, dir: PathBuf) -> Result<Self, Error> {
+    pub fn new(stage: &'a Stage<'a>, start: &'a Trainable, dir: PathBuf) -> Result<Self, Error> {
         let (config, seed) = (stage.config, stage.experiment.seed);
         let order = stage.order();
         if order.len() < config.batch_rows && config.batch_tokens == 0 {
@@ -344,9 +347,14 @@ impl<'a> Trainer<'a> {
     }
 
     fn step(&mut self) -> Result<StepReport, Error> {
+        let rows: Vec<usize> = (0..self.stage.config.accumulation).flat_map(|_| self.next_rows()).collect();
+        self.step_on(&rows)
+    }
+
+    /// One optimizer step over these rows of train.
+    pub fn step_on(&mut self, rows: &[usize]) -> Result<StepReport, Error> {
         let stage = self.stage;
         let (config, samples) = (stage.config, &stage.data.train);
-        let rows: Vec<usize> = (0..config.accumulation).flat_map(|_| self.next_rows()).collect();
         let dropout = self.dropout();
         self.learned.begin_step(rows.len())?;
         let sharing = self.order.sharing(&rows);

@@ -14,6 +14,7 @@ mod kernels;
 mod kill;
 mod model;
 mod operations;
+mod overhead;
 mod pickles;
 mod prepare;
 mod prepare_amazon;
