@@ -357,9 +357,9 @@ impl<'a> Trainer<'a> {
         let (config, samples) = (stage.config, &stage.data.train);
         let dropout = self.dropout();
         self.learned.begin_step(rows.len())?;
-        let sharing = self.order.sharing(&rows);
+        let sharing = self.order.sharing(rows);
         let (vectors, prompts, from) = (self.vectors[0].as_ref(), stage.train, stage.gradient_from());
-        let together = Together { vectors, prompts, rows: &rows, sharing: &sharing, from };
+        let together = Together { vectors, prompts, rows, sharing: &sharing, from };
         let mut prefixes = self.prefixes.as_mut().map(|p| &mut p.0);
         for run in together.batches(config.micro_batch_tokens, prefixes.is_some()) {
             let (batch, x) = together.pack(run.clone(), prefixes.as_deref_mut())?;
