@@ -2,6 +2,7 @@
 //! (CoLLM, section 4.2; tensor names as in the official checkpoint, `llama_proj.{0,2}.{weight,bias}`).
 
 use crate::device::cpu::gemm::{Dense, Operand, Output, gemm};
+use crate::device::profile::{Group, product, span};
 use crate::rng::Rng;
 
 /// Parameters of the mapping, or gradients of them (same shapes).
@@ -59,6 +60,7 @@ impl Mapping {
     /// Maps `x: [n, dim]`.
     pub fn forward(&self, x: &[f32]) -> MappingPass {
         let n = x.len() / self.dim;
+        let _span = span(Group::Mapping, || product(n, self.mid, self.dim + self.out));
         let [w1, b1, w2, b2] = &self.tensors;
         let linear = |x: &[f32], n_in: usize, w: &[f32], b: &[f32]| {
             let mut y: Vec<f32> = b.iter().copied().cycle().take(n * b.len()).collect();
@@ -75,6 +77,7 @@ impl Mapping {
     pub fn backward(&self, x: &[f32], pass: &MappingPass, d_output: &[f32], gradient: &mut Mapping) -> Vec<f32> {
         let n = x.len() / self.dim;
         let (dim, mid, out) = (self.dim, self.mid, self.out);
+        let _span = span(Group::Mapping, || 2.0 * product(n, mid, dim + out));
         let [g1, gb1, g2, gb2] = &mut gradient.tensors;
         let parameters = |x: &[f32], n_in: usize, d_y: &[f32], n_out: usize, g: &mut [f32], gb: &mut [f32]| {
             let x = Operand::Dense(Dense::rows(x, n_in));

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Subcommand;
 
+use super::overhead;
 use super::train::cache_dir;
 use crate::bench::{Reuse, Task, measure};
 use crate::data::Split;
@@ -46,6 +47,11 @@ enum What {
         #[command(flatten)]
         common: Common,
     },
+    /// CoLLM beside TALLRec: time, arithmetic and memory, the official way and the engine's.
+    Overhead(overhead::Args),
+    /// One configuration of `overhead`, in a process of its own.
+    #[command(hide = true)]
+    OverheadWorker(overhead::WorkerArgs),
 }
 
 #[derive(clap::Args)]
@@ -84,6 +90,8 @@ pub fn run(args: Args, device: Device) -> Result<ExitCode> {
             (task, part, Split::Train, common, group, group == Some(Grouping::ShuffleGroups))
         }
         What::Score { no_sharing, common } => (Task::Score, Part::Stage2, Split::Test, common, None, !no_sharing),
+        What::Overhead(args) => return overhead::run(args, device),
+        What::OverheadWorker(args) => return overhead::run_worker(&args, device),
     };
     let reuse = Reuse { sharing, merged: common.merge_lora, prefixes: common.warm_prefixes };
     let mut config = Config::default();

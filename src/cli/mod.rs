@@ -7,6 +7,7 @@ pub mod convert;
 pub mod demo;
 pub mod devices;
 pub mod eval;
+pub mod overhead;
 pub mod prepare;
 pub mod rank;
 pub mod score;

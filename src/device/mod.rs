@@ -19,6 +19,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod inventory;
 pub mod ops;
+pub mod profile;
 
 use std::str::FromStr;
 

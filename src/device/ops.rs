@@ -54,6 +54,16 @@ pub enum Loss {
     YesNoSoftmax,
 }
 
+impl Loss {
+    /// Vocabulary rows it takes.
+    pub fn rows(self) -> usize {
+        match self {
+            Loss::YesLogitBce => 1,
+            Loss::YesNoSoftmax => 2,
+        }
+    }
+}
+
 /// Dropout on the input of one LoRA pair: element (token, feature) is dropped iff a Philox word is below `p · 2³²`.
 ///
 /// The word is a pure function of (seed, step, module, token, feature), so the same element is dropped however the step

@@ -46,6 +46,9 @@ pub struct PackedBatch {
     pub last_rows: Vec<usize>,
     /// Rows before this one need no gradient.
     pub first_gradient: usize,
+    /// Take all rows through all of the last block, and compute all vocabulary logits of each, as the official code does (for
+    /// comparisons of cost). On a card this has no effect.
+    pub every_position: bool,
 }
 
 /// Longest prompt that dropout's token numbers allow.

@@ -14,6 +14,7 @@ pub mod model;
 pub mod peft;
 pub mod prefix_cache;
 mod prefix_file;
+pub(crate) mod random;
 pub mod sharing;
 pub mod verify;
 pub mod weights;

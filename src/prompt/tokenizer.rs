@@ -18,6 +18,8 @@ pub struct LlmTokenizer {
     added: Vec<Added>,
     fingerprint: String,
     placeholder: u32,
+    /// Ids are taken modulo this.
+    modulus: Option<u32>,
 }
 
 /// An entry of `added_tokens` (its white-space options are not used: templates are written out exactly).
@@ -62,7 +64,17 @@ impl LlmTokenizer {
         let largest = plain.get_vocab(false).into_values().chain(added.iter().map(|a| a.id)).max();
         let placeholder = unknown.or(largest.map_or(Some(0), |id| id.checked_add(1)));
         let placeholder = placeholder.ok_or_else(|| bad("token id 4294967295 is out of range".into()))?;
-        Ok(LlmTokenizer { plain, added, fingerprint: sha256(&bytes), placeholder, path })
+        Ok(LlmTokenizer { plain, added, fingerprint: sha256(&bytes), placeholder, path, modulus: None })
+    }
+
+    /// The same splitting into tokens for a model with a vocabulary of `n`: ids are taken modulo `n`. Tokens mean nothing then;
+    /// it is for measuring cost with random weights.
+    pub fn folded(mut self, n: u32) -> Self {
+        let n = n.max(1);
+        self.added.iter_mut().for_each(|a| a.id %= n);
+        self.placeholder %= n;
+        self.modulus = Some(n);
+        self
     }
 
     /// Identifies the file's contents.
@@ -80,7 +92,8 @@ impl LlmTokenizer {
         let encoding = self.plain.encode_fast(text, false);
         let encoding =
             encoding.map_err(|e| Error::Tokenizer { path: self.path.clone(), what: format!("{text:?}: {e}") })?;
-        Ok(encoding.get_ids().to_vec())
+        let fold = |&id: &u32| self.modulus.map_or(id, |n| id % n);
+        Ok(encoding.get_ids().iter().map(fold).collect())
     }
 
     /// Text and added tokens in turn, as the official call of the tokenizer sees a template.

@@ -15,7 +15,7 @@ pub mod run_dir;
 pub mod schedule;
 pub mod scoring;
 pub mod stage;
-mod state;
+pub(crate) mod state;
 pub mod tensorboard;
 pub mod trainable;
 mod tuner;

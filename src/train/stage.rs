@@ -90,7 +90,8 @@ pub struct Outcome {
 }
 
 impl Stage<'_> {
-    fn rules(&self) -> Rules {
+    /// What is trained, and how.
+    pub fn rules(&self) -> Rules {
         let c = self.config;
         let max_norm = if c.grad_clip > 0.0 { c.grad_clip } else { f64::INFINITY };
         Rules { lora: c.train_lora, cie: c.train_cie, weight_decay: c.weight_decay, max_norm, loss: c.loss }
@@ -254,14 +255,16 @@ impl Stage<'_> {
     }
 }
 
-struct StepReport {
+/// How a step went.
+pub(crate) struct StepReport {
     loss: f64,
     lr: f64,
     norm: f64,
     rows: usize,
 }
 
-struct Trainer<'a> {
+/// A stage in progress.
+pub(crate) struct Trainer<'a> {
     stage: &'a Stage<'a>,
     dir: PathBuf,
     start: &'a Trainable,
@@ -279,7 +282,7 @@ struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    fn new(
+    pub fn new(
         stage: &'a Stage<'a>,
         start: &'a Trainable,
         tuned: Option<Box<dyn Tuned>>,
@@ -398,18 +401,23 @@ impl<'a> Trainer<'a> {
     }
 
     fn step(&mut self) -> Result<StepReport, Error> {
+        let rows: Vec<usize> = (0..self.stage.config.accumulation).flat_map(|_| self.next_rows()).collect();
+        self.step_on(&rows)
+    }
+
+    /// One optimizer step over these rows of train.
+    pub fn step_on(&mut self, rows: &[usize]) -> Result<StepReport, Error> {
         let stage = self.stage;
         let (config, samples) = (stage.config, &stage.data.train);
-        let rows: Vec<usize> = (0..config.accumulation).flat_map(|_| self.next_rows()).collect();
         let dropout = self.dropout();
         self.learned.begin_step(rows.len())?;
         let step = self.state.step;
         if let Some(tuner) = &mut self.tuner {
-            tuner.begin_step(samples, &rows, step);
+            tuner.begin_step(samples, rows, step);
         }
-        let sharing = self.order.sharing(&rows);
+        let sharing = self.order.sharing(rows);
         let (vectors, prompts, from) = (self.vectors[0].as_ref(), stage.train, stage.gradient_from());
-        let together = Together { vectors, prompts, rows: &rows, sharing: &sharing, from };
+        let together = Together { vectors, prompts, rows, sharing: &sharing, from };
         let mut prefixes = self.prefixes.as_mut().map(|p| &mut p.0);
         for run in together.batches(config.micro_batch_tokens, prefixes.is_some()) {
             let (batch, x) = together.pack(run.clone(), prefixes.as_deref_mut())?;
@@ -425,7 +433,7 @@ impl<'a> Trainer<'a> {
             self.learned.micro_batch(MicroBatch { batch: &batch, x, labels: &labels, weight, dropout }, d_x)?;
         }
         if let Some(tuner) = &mut self.tuner {
-            tuner.backward(samples, &rows, step);
+            tuner.backward(samples, rows, step);
         }
         let lr = config.schedule().lr(step);
         let (loss, norm) = self.learned.finish_step(lr, self.tuner.as_mut())?;

@@ -13,7 +13,7 @@ use crate::llm::cuda::{Demand, MicroBatch, Rules, Training};
 use crate::llm::model::{Model, TrainPass, Workspace};
 
 /// Tensors, their gradients and moments, where the model is.
-pub(super) enum TrainState<'a> {
+pub(crate) enum TrainState<'a> {
     Cpu(Box<Host<'a>>),
     Cuda { training: Box<Training<'a>>, plan: String, shapes: &'a Trainable },
 }
@@ -117,7 +117,7 @@ impl<'a> TrainState<'a> {
 }
 
 /// On the CPU.
-pub(super) struct Host<'a> {
+pub(crate) struct Host<'a> {
     model: &'a Model,
     rules: Rules,
     current: Trainable,

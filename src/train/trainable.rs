@@ -109,7 +109,7 @@ pub(super) fn scores_of(
 
 /// As [`score_rows`], with anything that gives the scores of a batch and the collaborative vectors behind it.
 #[allow(clippy::too_many_arguments)] // everything a score depends on
-pub(super) fn score_with(
+pub(crate) fn score_with(
     mut scorer: impl FnMut(&PackedBatch, &[f32]) -> Result<Vec<f32>, Error>,
     vectors: Option<&SlotVectors>,
     samples: &Samples,

@@ -14,7 +14,7 @@ use crate::device::cpu::optimizer::{Adam, Decay};
 pub(super) const PREFIX: &str = "rec_encoder.";
 
 /// A [`Tuned`] in a stage.
-pub(super) struct Tuner {
+pub(crate) struct Tuner {
     model: Box<dyn Tuned>,
     /// Steps with the stage's optimizer, at its learning rate.
     adam: Adam,

@@ -168,7 +168,10 @@ fn training_refuses_what_cannot_work() {
     };
     let cases: [(&[&str], &str); 9] = [
         (&["--set", "lora.rnak=3"], "unknown key lora.rnak; did you mean lora.rank?"),
-        (&["--preset", "nope"], "presets: ml-1m/collm-mf, ml-1m/collm-lightgcn, ml-100k/collm-mf"),
+        (
+            &["--preset", "nope"],
+            "presets: ml-1m/collm-mf, ml-1m/collm-lightgcn, ml-1m/collm-sasrec, ml-1m/collm-din, ml-100k/collm-mf",
+        ),
         (&["--set", "prompt.stage1=nope", "--set", "prompt.style.max_tokens=512"], "neither a built-in template"),
         (
             &[

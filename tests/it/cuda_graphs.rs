@@ -249,5 +249,5 @@ fn graphs_can_be_switched_off() {
     };
     let (on, off) = (train("on", "on"), train("off", "off"));
     assert!(on.0 == off.0, "graphs change bits");
-    assert!(on.1 > 4 && off.1 == 0, "{} graphs launched, {} when off", on.1, off.1);
+    assert!(on.1 > 0 && off.1 == 0, "{} graphs launched, {} when off", on.1, off.1);
 }

@@ -15,6 +15,7 @@ mod kill;
 mod methods;
 mod model;
 mod operations;
+mod overhead;
 mod pickles;
 mod prepare;
 mod prepare_amazon;

@@ -12,6 +12,7 @@ use super::gemm::{Dense, Operand, Output, gemm_serial};
 use super::shared::SharedMut;
 use super::simd::{exp, per_isa, sum_lanes};
 use crate::device::ops::{HeadShape, Segment};
+use crate::device::profile::{Group, product, span};
 
 /// Queries handled at once: bounds the score buffer, and skips the keys that a block cannot see.
 const Q_BLOCK: usize = 96;
@@ -40,6 +41,7 @@ fn blocks(s: &Segment) -> impl Iterator<Item = Block> + '_ {
 
 /// `out: [n_q, q_width]` and `lse: [n_q, n_heads]` from `q: [n_q, q_width]` and `kv: [n_kv, 2 · kv_width]` (k, then v).
 pub fn attention(shape: HeadShape, segments: &[Segment], q: &[f32], kv: &[f32], out: &mut [f32], lse: &mut [f32]) {
+    let _span = span(Group::Attention, || 2.0 * work(shape, segments, |_| true));
     let (d, q_width, kv_width) = (shape.head_dim, shape.q_width(), shape.kv_width());
     let (kv_stride, group) = (2 * kv_width, shape.n_heads / shape.n_kv_heads);
     let scale = 1.0 / (d as f32).sqrt();
@@ -91,6 +93,9 @@ pub fn attention_backward(
     d_q: &mut [f32],
     d_kv: &mut [f32],
 ) {
+    let _span = span(Group::Attention, || {
+        3.0 * work(shape, segments, |_| true) + 2.0 * work(shape, segments, |key| key >= first)
+    });
     let (d, q_width, kv_width) = (shape.head_dim, shape.q_width(), shape.kv_width());
     let (kv_stride, group) = (2 * kv_width, shape.n_heads / shape.n_kv_heads);
     let scale = 1.0 / (d as f32).sqrt();
@@ -146,6 +151,18 @@ pub fn attention_backward(
         }
         SCORES.set((scores, d_scores));
     });
+}
+
+/// Arithmetic of one product between queries and keys, as it is done: whole blocks, the runs of keys that `counted` tells by their
+/// first row.
+fn work(shape: HeadShape, segments: &[Segment], counted: impl Fn(usize) -> bool) -> f64 {
+    let of = |s: &Segment| -> f64 {
+        let run = |first: usize, len: usize| if counted(first) { len } else { 0 };
+        let block =
+            |b: Block| product(b.n_q, shape.head_dim, run(s.prefix.start, s.prefix.len()) + run(s.kv.start, b.own));
+        blocks(s).map(block).sum()
+    };
+    shape.n_heads as f64 * segments.iter().map(of).sum::<f64>()
 }
 
 /// (list index, head) for every list entry and head.

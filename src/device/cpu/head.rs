@@ -2,6 +2,7 @@
 
 use super::simd::sum_lanes;
 use crate::device::ops::{Loss, bce_with_logits};
+use crate::device::profile::{Group, product, span};
 use crate::llm::weights::WeightMatrix;
 
 /// The vocabulary rows the answer is read from, widened to float32.
@@ -24,6 +25,7 @@ impl AnswerRows {
 
     /// `score[i] = y[i] · yes`, or `y[i] · (yes − no)` for the softmax over both. `y: [n, hidden]`, after the final norm.
     pub fn scores(&self, y: &[f32], loss: Loss) -> Vec<f32> {
+        let _span = span(Group::Head, || product(y.len(), 1, loss.rows()));
         let hidden = self.yes.len();
         y.chunks_exact(hidden)
             .map(|y| {
@@ -38,6 +40,7 @@ impl AnswerRows {
 
     /// `d_y[i] = d_score[i] · (yes)` or `· (yes − no)`.
     pub fn backward(&self, d_scores: &[f32], loss: Loss, d_y: &mut [f32]) {
+        let _span = span(Group::Head, || product(d_y.len(), 1, loss.rows()));
         let hidden = self.yes.len();
         for (d_y, &d) in d_y.chunks_exact_mut(hidden).zip(d_scores) {
             for (i, d_y) in d_y.iter_mut().enumerate() {

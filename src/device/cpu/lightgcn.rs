@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::ROWS_PER_TASK;
 use super::simd::per_isa;
+use crate::device::profile::{Group, span};
 
 /// `Â` in CSR form: users are nodes `0..n_users`, items follow.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,6 +79,7 @@ impl Adjacency {
             "rows of {dim} for {} nodes",
             self.nodes()
         );
+        let _span = span(Group::Collaborative, || 2.0 * (layers * self.columns.len() * dim) as f64);
         mean.copy_from_slice(from);
         let mut layer = from.to_vec();
         let mut next = layer.clone();

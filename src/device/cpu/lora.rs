@@ -9,6 +9,7 @@ use super::ROWS_PER_TASK;
 use super::gemm::{Dense, Operand, Output, gemm};
 use super::simd::per_isa;
 use crate::device::ops::Dropout;
+use crate::device::profile::{Group, product, span};
 use crate::rng::philox4x32_lanes;
 
 /// One pair: `a: [rank, in_features]`, `b: [out_features, rank]`, row-major.
@@ -104,6 +105,7 @@ pub fn forward(
 ) {
     let (rank, width) = (pair.rank, pair.in_features());
     let n = x.len() / width;
+    let _span = span(Group::Adapter, || product(n, rank, width) + product(n, rank, pair.out_features()));
     let x = dropped(mask, x, width, space);
     let x_transposed = Operand::Dense(Dense::transposed(x, width));
     gemm(rank, n, width, Dense::rows(pair.a, width), x_transposed, Output::set(u, n));
@@ -128,6 +130,10 @@ pub fn backward(
 ) {
     let (rank, width, out_features) = (pair.rank, pair.in_features(), pair.out_features());
     let n = x.len() / width;
+    let (trained, passed_on) = (gradient.is_some() as usize, d_x.is_some() as usize);
+    let _span = span(Group::Adapter, || {
+        product(n, rank, (1 + trained) * out_features) + product(n, rank, (trained + passed_on) * width)
+    });
     let mut d_u = vec![0.0; rank * n];
     let d_y_transposed = Operand::Dense(Dense::transposed(d_y, d_y_stride));
     let scaled = Output::set(&mut d_u, n).scaled(pair.scaling);

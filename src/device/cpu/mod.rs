@@ -4,6 +4,8 @@
 
 use rayon::prelude::*;
 
+use super::profile::{Group, span};
+
 pub mod attention;
 pub mod gemm;
 pub mod head;
@@ -31,6 +33,7 @@ pub fn instruction_set() -> &'static str {
 /// `to = from`, on all threads.
 pub fn copy(from: &[f32], to: &mut [f32]) {
     const CHUNK: usize = 1 << 15;
+    let _span = span(Group::Elementwise, || 0.0);
     to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK)).for_each(|(to, from)| to.copy_from_slice(from));
 }
 

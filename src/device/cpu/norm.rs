@@ -4,11 +4,13 @@ use rayon::prelude::*;
 
 use super::ROWS_PER_TASK;
 use super::simd::{per_isa, sum_lanes};
+use crate::device::profile::{Group, span};
 
 /// `y[t, :] = x[t, :] · r[t] · w`; saves `r` in `inv_rms[t]`.
 ///
 /// `x`, `y`: `[n_rows, width]`; `w`: `[width]`; `inv_rms`: `[n_rows]`.
 pub fn rms_norm(x: &[f32], w: &[f32], eps: f64, y: &mut [f32], inv_rms: &mut [f32]) {
+    let _span = span(Group::Elementwise, || 0.0);
     let width = w.len();
     y.par_chunks_mut(width).zip(x.par_chunks(width)).zip(inv_rms.par_iter_mut()).with_min_len(ROWS_PER_TASK).for_each(
         |((y, x), inv_rms)| {
@@ -21,6 +23,7 @@ pub fn rms_norm(x: &[f32], w: &[f32], eps: f64, y: &mut [f32], inv_rms: &mut [f3
 
 /// The forward again from a saved `inv_rms`.
 pub fn rms_norm_saved(x: &[f32], w: &[f32], inv_rms: &[f32], y: &mut [f32]) {
+    let _span = span(Group::Elementwise, || 0.0);
     let width = w.len();
     y.par_chunks_mut(width)
         .zip(x.par_chunks(width))
@@ -31,6 +34,7 @@ pub fn rms_norm_saved(x: &[f32], w: &[f32], inv_rms: &[f32], y: &mut [f32]) {
 
 /// `d_x += r · (g − x · r² · mean(g · x))` with `g = d_y · w`: the gradient joins that of the residual stream.
 pub fn rms_norm_backward(x: &[f32], w: &[f32], inv_rms: &[f32], d_y: &[f32], d_x: &mut [f32]) {
+    let _span = span(Group::Elementwise, || 0.0);
     let width = w.len();
     d_x.par_chunks_mut(width)
         .zip(x.par_chunks(width))

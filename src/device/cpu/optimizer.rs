@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::simd::per_isa;
+use crate::device::profile::{Group, span};
 
 /// How weight decay enters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +42,7 @@ impl Adam {
 
     /// One step. `tensors`: weights, gradients and weight decay of every tensor, in the order of [`Self::new`].
     pub fn step(&mut self, tensors: Vec<(&mut [f32], &[f32], f64)>, lr: f64) {
+        let _span = span(Group::Optimizer, || 0.0);
         self.step += 1;
         let t = self.step as i32;
         assert!(tensors.len() == self.m.len(), "{} tensors for the moments of {}", tensors.len(), self.m.len());
@@ -93,6 +95,7 @@ per_isa! {
 
 /// Scales all gradients so that their global L2 norm is at most `max`. Returns the norm before.
 pub fn clip_global_norm(gradients: &mut [&mut [f32]], max: f64) -> f64 {
+    let _span = span(Group::Optimizer, || 0.0);
     let norm = gradients.iter().flat_map(|g| g.iter()).map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
     if norm > max {
         let factor = (max / (norm + 1e-6)) as f32;

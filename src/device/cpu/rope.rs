@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::ROWS_PER_TASK;
 use super::simd::per_isa;
+use crate::device::profile::{Group, span};
 
 /// cos and sin of every (position, frequency), `[n_positions, head_dim / 2]` each, computed in float64.
 #[derive(Clone, Debug)]
@@ -45,6 +46,7 @@ pub enum Rotation {
 
 /// Rotates the first `n_heads` heads of every row of `x: [n_rows, stride]` in place; `positions[t]` belongs to row t.
 pub fn rotate(table: &RopeTable, positions: &[u32], n_heads: usize, x: &mut [f32], stride: usize, direction: Rotation) {
+    let _span = span(Group::Elementwise, || 0.0);
     let half = table.half;
     let sign = if direction == Rotation::Forward { 1.0 } else { -1.0 };
     x.par_chunks_mut(stride).zip(positions).with_min_len(ROWS_PER_TASK).for_each(|(row, &position)| {

@@ -4,9 +4,11 @@ use rayon::prelude::*;
 
 use super::ROWS_PER_TASK;
 use super::simd::{exp, per_isa};
+use crate::device::profile::{Group, span};
 
 /// `y[t, i] = silu(gu[t, i]) · gu[t, width + i]`; `gu: [n_rows, 2 · width]`, `y: [n_rows, width]`.
 pub fn swiglu(gu: &[f32], y: &mut [f32], width: usize) {
+    let _span = span(Group::Elementwise, || 0.0);
     y.par_chunks_mut(width).zip(gu.par_chunks(2 * width)).with_min_len(ROWS_PER_TASK).for_each(|(y, gu)| {
         let (g, u) = gu.split_at(width);
         row(g, u, y);
@@ -15,6 +17,7 @@ pub fn swiglu(gu: &[f32], y: &mut [f32], width: usize) {
 
 /// From `d_y: [n_rows, width]`: `d_gu[t] = [d_y · u · silu'(g) | d_y · silu(g)]`, `silu'(g) = σ (1 + g (1 − σ))`.
 pub fn swiglu_backward(gu: &[f32], d_y: &[f32], d_gu: &mut [f32], width: usize) {
+    let _span = span(Group::Elementwise, || 0.0);
     d_gu.par_chunks_mut(2 * width)
         .zip(gu.par_chunks(2 * width))
         .zip(d_y.par_chunks(width))

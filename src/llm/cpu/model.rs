@@ -8,6 +8,7 @@ use crate::device::cpu::norm::{rms_norm, rms_norm_backward};
 use crate::device::cpu::rope::RopeTable;
 use crate::device::cpu::splice::{splice, splice_backward};
 use crate::device::ops::{Dropout, HeadShape, Loss};
+use crate::device::profile::{Group, product, span};
 use crate::llm::ModelConfig;
 use crate::llm::batch::PackedBatch;
 use crate::llm::cpu::block::{Gradients, Queries, Saved, Space};
@@ -34,6 +35,7 @@ impl Linear {
     /// `y = x Wᵀ + b`, or `y += …`. `x: [n, in]`, `y: [n, out]`.
     pub fn forward(&self, x: &[f32], y: &mut [f32], mut accumulate: bool) {
         let (n_out, n_in) = (self.weight.out_features(), self.weight.in_features());
+        let _span = span(Group::Linear, || product(x.len(), n_out, 1));
         if let Some(bias) = &self.bias {
             for y in y.chunks_exact_mut(n_out) {
                 for (y, b) in y.iter_mut().zip(bias) {
@@ -49,6 +51,7 @@ impl Linear {
     /// `d_x = d_y W`, or `d_x += …`. `d_y: [n, out]`, `d_x: [n, in]`.
     pub fn backward(&self, d_y: &[f32], d_x: &mut [f32], accumulate: bool) {
         let (n_out, n_in) = (self.weight.out_features(), self.weight.in_features());
+        let _span = span(Group::Linear, || product(d_y.len(), n_in, 1));
         let w = Operand::Weight(&self.weight);
         let c = if accumulate { Output::add(d_x, n_in) } else { Output::set(d_x, n_in) };
         gemm(d_y.len() / n_out, n_in, n_out, Dense::rows(d_y, n_out), w, c);
@@ -78,6 +81,8 @@ pub struct Model {
     pub(super) layers: Vec<Layer>,
     final_norm: Vec<f32>,
     answer: AnswerRows,
+    /// Vocabulary rows of Yes and No.
+    answer_ids: [u32; 2],
     pub(super) rope: RopeTable,
     fingerprint: String,
 }
@@ -112,6 +117,7 @@ impl Model {
         Model {
             layers: layers.collect(),
             answer: AnswerRows::new(&head, yes_id, no_id),
+            answer_ids: [yes_id, no_id],
             head: FrozenMatrix::stack(vec![head]),
             embed: weights.embed_tokens,
             final_norm: weights.final_norm,
@@ -146,11 +152,11 @@ impl Model {
         workspace: &mut Workspace,
     ) -> Vec<f32> {
         self.hidden(lora, batch, vectors, workspace, None);
-        self.answer.scores(&workspace.y, loss)
+        self.answers(batch, &workspace.y, loss).0
     }
 
     /// Final hidden states (after the last norm) of each prompt's last token, `[n_prompts, hidden]`. `tap` is given the last
-    /// tokens' residual stream: the embeddings, then the output of each block.
+    /// tokens' residual stream: the embeddings, then the output of each block. Of all rows for a batch of every position.
     pub fn hidden<'w>(
         &self,
         lora: Option<&LoraTensors>,
@@ -173,22 +179,61 @@ impl Model {
     /// All vocabulary logits of hidden states `y: [n, hidden]`: `[n, vocab_size]`.
     pub fn logits(&self, y: &[f32]) -> Vec<f32> {
         let (hidden, vocab) = (self.config.hidden_size, self.config.vocab_size);
+        let _span = span(Group::Head, || product(y.len(), vocab, 1));
         let mut logits = vec![0.0; y.len() / hidden * vocab];
         let head = Operand::Transposed(&self.head);
         gemm(y.len() / hidden, vocab, hidden, Dense::rows(y, hidden), head, Output::set(&mut logits, vocab));
         logits
     }
 
+    /// The scores from normed states `y`, and all logits where the batch wants them.
+    fn answers(&self, batch: &PackedBatch, y: &[f32], loss: Loss) -> (Vec<f32>, Vec<f32>) {
+        if !batch.every_position {
+            return (self.answer.scores(y, loss), Vec::new());
+        }
+        let (logits, vocab) = (self.logits(y), self.config.vocab_size);
+        let [yes, no] = self.answer_ids.map(|id| id as usize);
+        let score = |&r: &usize| match (loss, &logits[r * vocab..][..vocab]) {
+            (Loss::YesLogitBce, row) => row[yes],
+            (Loss::YesNoSoftmax, row) => row[yes] - row[no],
+        };
+        (batch.last_rows.iter().map(score).collect(), logits)
+    }
+
+    /// Gradient of `y` from that of the scores; `logits` as [`Self::answers`] gave them, overwritten.
+    fn answers_backward(&self, batch: &PackedBatch, d_scores: &[f32], loss: Loss, logits: &mut [f32], y: &mut [f32]) {
+        if !batch.every_position {
+            return self.answer.backward(d_scores, loss, y);
+        }
+        /// Rows of a product: bounds the space that it packs its left side into.
+        const ROWS: usize = 1024;
+        let (hidden, vocab) = (self.config.hidden_size, self.config.vocab_size);
+        let _span = span(Group::Head, || product(logits.len(), hidden, 1));
+        logits.fill(0.0);
+        let [yes, no] = self.answer_ids.map(|id| id as usize);
+        for (&r, &d) in batch.last_rows.iter().zip(d_scores) {
+            logits[r * vocab + yes] = d;
+            if loss == Loss::YesNoSoftmax {
+                logits[r * vocab + no] = -d;
+            }
+        }
+        for (d, y) in logits.chunks(ROWS * vocab).zip(y.chunks_mut(ROWS * hidden)) {
+            let head = Operand::Weight(&self.head);
+            gemm(d.len() / vocab, hidden, vocab, Dense::rows(d, vocab), head, Output::set(y, hidden));
+        }
+    }
+
     /// Forward and backward over one (micro-)batch. Returns the scores and the sum of the rows' losses.
     pub fn train_pass(&self, mut pass: TrainPass, workspace: &mut Workspace) -> (Vec<f32>, f64) {
         let hidden = self.config.hidden_size;
         self.forward(pass.lora, pass.dropout, pass.batch, pass.vectors, workspace, true, None);
-        let scores = self.answer.scores(&workspace.y, pass.loss);
+        let (scores, mut logits) = self.answers(pass.batch, &workspace.y, pass.loss);
         let mut d_scores = vec![0.0; scores.len()];
         let loss = bce(&scores, pass.labels, pass.weight, &mut d_scores);
 
         let Workspace { space, saved, x, y, inv_rms } = workspace;
-        self.answer.backward(&d_scores, pass.loss, y);
+        self.answers_backward(pass.batch, &d_scores, pass.loss, &mut logits, y);
+        drop(logits);
         let mut d_x = vec![0.0; x.len()];
         rms_norm_backward(x, &self.final_norm, inv_rms, y, &mut d_x);
         let wants_inputs = pass.d_vectors.is_some() || pass.d_inputs.is_some();
@@ -199,7 +244,7 @@ impl Model {
                 adapter: pass.lora,
                 dropout: pass.dropout,
             };
-            self.block_backward(l, pass.batch, self.queries(l), saved, &mut gradients, &mut d_x, space);
+            self.block_backward(l, pass.batch, self.queries(l, pass.batch), saved, &mut gradients, &mut d_x, space);
         }
         if let Some(d_vectors) = pass.d_vectors {
             splice_backward(&pass.batch.sources[pass.batch.first_gradient..], &d_x, hidden, d_vectors);
@@ -223,7 +268,7 @@ impl Model {
         splice(&batch.sources, &self.embed, &[], x);
         let layers = 0..self.layers.len();
         let rounded = layers.map(|l| {
-            self.block_forward(l, batch, self.queries(l), lora, None, x, None, &mut workspace.space);
+            self.block_forward(l, batch, self.queries(l, batch), lora, None, x, None, &mut workspace.space);
             // Clamped: f16 ends at 65504, and an infinity would make all that attends to it useless.
             let limit = half::f16::MAX.to_f32();
             let kv: Vec<f32> = workspace.space.kv()[..n * width].iter().map(|v| v.clamp(-limit, limit)).collect();
@@ -260,8 +305,8 @@ impl Model {
         model
     }
 
-    fn queries(&self, l: usize) -> Queries {
-        if l + 1 == self.layers.len() { Queries::Last } else { Queries::All }
+    fn queries(&self, l: usize, batch: &PackedBatch) -> Queries {
+        if l + 1 == self.layers.len() && !batch.every_position { Queries::Last } else { Queries::All }
     }
 
     /// Leaves the last tokens' residual stream in `x`, its norm in `inv_rms`, the normed states in `y`.
@@ -292,12 +337,12 @@ impl Model {
         };
         look(x, true);
         for (l, saved) in saved.iter_mut().enumerate() {
-            let queries = self.queries(l);
+            let queries = self.queries(l, batch);
             self.block_forward(l, batch, queries, lora, dropout, x, save.then_some(saved), space);
             look(x, queries == Queries::All);
         }
         y.resize(x.len(), 0.0);
-        inv_rms.resize(batch.n_prompts(), 0.0);
+        inv_rms.resize(x.len() / hidden, 0.0);
         rms_norm(x, &self.final_norm, self.config.rms_norm_eps, y, inv_rms);
     }
 }
