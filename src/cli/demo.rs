@@ -130,7 +130,7 @@ fn demo(args: &Args, device: Device) -> Result<()> {
     done("train stage 1 (TALLRec)", &mut lap);
     pipeline.run(Part::Stage2, &mut run)?;
     done("train stage 2 (CoLLM)", &mut lap);
-    let results = pipeline.evaluate(&args.run, false)?;
+    let results = pipeline.evaluate(&args.run, &pipeline.config().parts(), false)?;
     done("score the test rows", &mut lap);
 
     println!("\n{}", markdown(&results.iter().map(|r| r.0.clone()).collect::<Vec<_>>()));

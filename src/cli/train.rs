@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::device::Device;
-use crate::eval::report::markdown;
+use crate::eval::report::{MethodResult, markdown};
 use crate::progress::Progress;
 use crate::train::Error;
 use crate::train::config::Config;
@@ -124,10 +124,13 @@ pub fn run(args: Args, device: Device) -> Result<ExitCode> {
         }
         other => other?,
     }
-    let last = pipeline.config().parts().last().copied();
-    let finished = last.is_none_or(|last| args.only.iter().any(|stage| stage.part() == last));
-    if !args.no_test && finished {
+    let parts = pipeline.config().parts();
+    let chosen = |part: &Part| args.only.iter().any(|stage| stage.part() == *part);
+    if !args.no_test && parts.last().is_none_or(chosen) {
         judge(&pipeline, &args.run, false)?;
+    } else if !args.no_test && parts.contains(&Part::Collab) && chosen(&Part::Collab) {
+        // It takes no time.
+        show(&pipeline, &args.run, &[Part::Collab], false)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -139,10 +142,15 @@ fn train(pipeline: &Pipeline, run: &mut RunDir, only: &[Stage]) -> Result<(), Er
 
 /// Judges a finished run on the test rows: prints the table and writes `results.json`.
 pub fn judge(pipeline: &Pipeline, run: &Path, ensemble: bool) -> Result<()> {
-    let results: Vec<_> = pipeline.evaluate(run, ensemble)?.into_iter().map(|r| r.0).collect();
-    println!("{}", markdown(&results));
+    let results = show(pipeline, run, &pipeline.config().parts(), ensemble)?;
     crate::files::write_atomic(&run.join("results.json"), |w| {
         serde_json::to_writer_pretty(w, &results).map_err(std::io::Error::from)
     })?;
     Ok(())
+}
+
+fn show(pipeline: &Pipeline, run: &Path, parts: &[Part], ensemble: bool) -> Result<Vec<MethodResult>> {
+    let results: Vec<_> = pipeline.evaluate(run, parts, ensemble)?.into_iter().map(|r| r.0).collect();
+    println!("{}", markdown(&results));
+    Ok(results)
 }

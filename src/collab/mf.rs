@@ -376,11 +376,10 @@ mod tests {
         let mut model = Mf { dim: 3, users: wide(&f32s.users), items: wide(&f32s.items) };
         // Ids again and again, padding, and one beyond the table.
         let (users, items) = ([1, 4, 1, 0, 2], [5, 5, 2, 3, 99]);
-        let loss =
-            |m: &Mf<f64>| m.pairs(&users, &items).iter().enumerate().map(|(i, x)| (x * (1.0 + i as f64)).sin()).sum();
+        let factor = |i: usize| 1.0 + 0.1 * i as f64;
+        let loss = |m: &Mf<f64>| m.pairs(&users, &items).iter().enumerate().map(|(i, x)| (x * factor(i)).sin()).sum();
         let pairs = model.pairs(&users, &items);
-        let d: Vec<f64> =
-            pairs.iter().enumerate().map(|(i, x)| (1.0 + i as f64) * (x * (1.0 + i as f64)).cos()).collect();
+        let d: Vec<f64> = pairs.iter().enumerate().map(|(i, x)| factor(i) * (x * factor(i)).cos()).collect();
         let mut gradient = Mf { dim: 3, users: vec![9.0; 15], items: vec![9.0; 18] };
         gradient.pairs_backward(&users, &items, &d);
         let mut difference = |table: fn(&mut Mf<f64>) -> &mut Vec<f64>, at: usize| {

@@ -336,11 +336,11 @@ impl Pipeline {
         Ok((scores, took))
     }
 
-    /// Metrics on the judged test rows of everything that the run's method has: the collaborative model, stage 1, stage 2; and how long
-    /// each took to score them. With `ensemble`, also of the collaborative model with each stage.
-    pub fn evaluate(&self, run: &Path, ensemble: bool) -> Result<Vec<(MethodResult, Duration)>, Error> {
+    /// Metrics on the judged test rows of these parts of the run, and how long each took to score them; without parts, of the bare
+    /// LLM. With `ensemble`, also of the collaborative model with each stage.
+    pub fn evaluate(&self, run: &Path, parts: &[Part], ensemble: bool) -> Result<Vec<(MethodResult, Duration)>, Error> {
         let (rows, samples) = self.test_rows();
-        let (config, parts) = (&self.config, self.config.parts());
+        let config = &self.config;
         let mut scored: Vec<(String, Vec<f32>, Duration)> = Vec::new();
         if parts.contains(&Part::Collab) {
             let collab = config.collab.load(&self.collab_path(run))?;
@@ -353,7 +353,7 @@ impl Pipeline {
             let (scores, took) = self.score_test(Part::Stage1, None, &rows, &title, None)?;
             scored.push((title, scores, took));
         }
-        for part in parts.into_iter().filter(|&part| part != Part::Collab) {
+        for part in parts.iter().copied().filter(|&part| part != Part::Collab) {
             let title = match part {
                 Part::Stage2 => config.method.title(config.strategy, config.collab.title()),
                 _ => Method::Tallrec.title(Strategy::Default, ""),
