@@ -1,5 +1,5 @@
 //! What follows from the measurements of `bench overhead`: medians and spreads, overheads, the cost of whole runs.
-//! [`super::table`] shows it, [`super::plot`] draws it.
+//! `table.rs` shows it, `plot.rs` draws it.
 
 use std::path::Path;
 

@@ -62,7 +62,7 @@ pub struct Job {
     pub data: PathBuf,
     /// Whose way.
     pub mode: Mode,
-    /// TALLRec or a title of [`super::methods::MODELS`].
+    /// TALLRec or a title of `methods::MODELS`.
     pub method: String,
     /// What is done.
     pub phase: Phase,

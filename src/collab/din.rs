@@ -1,7 +1,7 @@
 //! DIN (Zhou et al. 2018) as CoLLM uses it (reference, section 4): an attention unit weighs the user's last liked items by the target,
 //! without softmax, and an MLP reads item, weighted sum and user.
 //!
-//! This file owns settings, tensors and training; [`super::din_pass`] has the layers. For CoLLM the user's vector is the MLP's input,
+//! This file owns settings, tensors and training; `din_pass.rs` has the layers. For CoLLM the user's vector is the MLP's input,
 //! so it depends on history and target, and the item's is its row three times.
 
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! SASRec (Kang & McAuley 2018) in the layout that CoLLM trains (reference, section 4): `score = state · item`, the state being the
 //! last position of a causal transformer over the user's liked items; one example a row, binary cross-entropy on its label.
 //!
-//! This file owns settings, tensors and training; [`super::sasrec_pass`] has the layers, forward and backward. For CoLLM the user's
+//! This file owns settings, tensors and training; `sasrec_pass.rs` has the layers, forward and backward. For CoLLM the user's
 //! vector is the state and the item's the raw row of the item table, so users without train rows have vectors too.
 
 use std::path::Path;
