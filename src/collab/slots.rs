@@ -105,23 +105,24 @@ impl CollabConfig {
     /// The chosen model, to be trained through the prompts: as `pretrained`, a file that [`Self::fit`] wrote, or as its own training
     /// begins.
     pub fn tuned(&self, data: &Dataset, pretrained: Option<&Path>) -> Result<Box<dyn Tuned>, Error> {
-        let mut model = match self.model.as_str() {
-            "mf" => tuning(match pretrained {
-                Some(path) => Mf::load(path)?,
-                None => Mf::init(data.n_users, data.n_items, self.mf.dim, self.mf.seed),
-            }),
-            "lightgcn" => tuning(LightGcn::init(data, &self.lightgcn)),
-            other => {
+        let model = match (self.model.as_str(), pretrained) {
+            ("mf", Some(path)) => tuning(Mf::load(path)?),
+            ("mf", None) => tuning(Mf::init(data.n_users, data.n_items, self.mf.dim, self.mf.seed)),
+            ("lightgcn", _) => {
+                let mut model = tuning(LightGcn::init(data, &self.lightgcn));
+                if let Some(path) = pretrained {
+                    let (mut tensors, _) = crate::checkpoint::read_tensors(path)
+                        .map_err(|source| Error::Io { path: path.into(), source })?;
+                    model.restore(&mut tensors, "").map_err(|what| Error::Model { path: path.into(), what })?;
+                }
+                model
+            }
+            (other, _) => {
                 let what =
                     format!("collab.model {other} cannot be tuned by strategies t1 and t2; they know mf and lightgcn");
                 return Err(Error::Model { path: pretrained.unwrap_or(Path::new("configuration")).into(), what });
             }
         };
-        if let Some(path) = pretrained {
-            let (mut tensors, _) =
-                crate::checkpoint::read_tensors(path).map_err(|source| Error::Io { path: path.into(), source })?;
-            model.restore(&mut tensors, "").map_err(|what| Error::Model { path: path.into(), what })?;
-        }
         Ok(model)
     }
 }

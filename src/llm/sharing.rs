@@ -85,7 +85,7 @@ impl Sharing {
     }
 
     /// Consecutive runs of places, each of at most `max_tokens` computed tokens, of whole groups where they fit. A group that alone
-    /// is larger is split, and its prefix computed with each part.
+    /// is larger is split, and its prefix computed with each part. `lengths`: tokens of the prompt at a place.
     pub fn batches(&self, lengths: impl Fn(usize) -> usize, max_tokens: usize) -> Vec<Range<usize>> {
         let mut batches: Vec<Range<usize>> = Vec::new();
         let mut used = 0;
@@ -102,7 +102,7 @@ impl Sharing {
         for group in &self.groups {
             let (mut start, mut cost) = (group.members.start, group.prefix);
             for place in group.members.clone() {
-                let own = lengths(self.order[place]) - group.prefix;
+                let own = lengths(place) - group.prefix;
                 if place > start && cost + own > max_tokens {
                     push(start..place, cost);
                     (start, cost) = (place, group.prefix);

@@ -275,6 +275,8 @@ pub(crate) struct Trainer<'a> {
     vectors: [Option<SlotVectors<'a>>; 2],
     state: State,
     order: Order,
+    /// The pass that is under way, and its batches.
+    drawn: Option<(u64, Vec<Vec<usize>>)>,
     prefixes: Option<(PrefixCache<'a>, Plan)>,
     valid_rows: Vec<usize>,
     /// Goes on from a checkpoint.
@@ -309,6 +311,7 @@ impl<'a> Trainer<'a> {
                 .map(|samples| stage.collab.map(|c| c.slot_vectors(samples))),
             state: State { step: 0, pass: 0, batch: 0, adam_step: 0, best_auc: -1.0, best_step: 0, finished: false },
             order,
+            drawn: None,
             prefixes,
             valid_rows,
             resumed: false,
@@ -391,12 +394,17 @@ impl<'a> Trainer<'a> {
     }
 
     fn next_rows(&mut self) -> Vec<usize> {
-        let batches = self.batches(self.state.pass);
+        let pass = self.state.pass;
+        let batches = match self.drawn.take().filter(|drawn| drawn.0 == pass) {
+            Some((_, batches)) => batches,
+            None => self.batches(pass),
+        };
         let rows = batches[self.state.batch].clone();
         self.state.batch += 1;
         if self.state.batch == batches.len() {
-            (self.state.pass, self.state.batch) = (self.state.pass + 1, 0);
+            (self.state.pass, self.state.batch) = (pass + 1, 0);
         }
+        self.drawn = Some((pass, batches));
         rows
     }
 

@@ -155,9 +155,7 @@ impl Together<'_> {
             let own = |&r: &usize| self.prompts.tokens(r) - frozen_tokens(&self.prompts.get(r));
             return micro_batches(&self.rows.iter().map(own).collect::<Vec<_>>(), max_tokens);
         }
-        let lengths: Vec<usize> = self.rows.iter().map(|&r| self.prompts.tokens(r)).collect();
-        Sharing { order: (0..lengths.len()).collect(), groups: self.sharing.groups.clone() }
-            .batches(|place| lengths[place], max_tokens)
+        self.sharing.batches(|place| self.prompts.tokens(self.rows[place]), max_tokens)
     }
 
     /// The prompts of a run of rows, and the collaborative vectors behind them; none where no prompt has slots.
